@@ -1,0 +1,234 @@
+"""What crosses the pipe between the API process and the engine process: typed msgpack, no pickle."""
+
+from typing import Any
+
+import msgspec
+
+from weft.adapters.tenancy import TenantContext
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of everything on the wire."""
+
+
+class EngineConfig(Message, frozen=True, kw_only=True):
+    """All an engine process needs to start. Sizes in bytes; `None` means measured or derived."""
+
+    model: str
+    store: str
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: str = "none"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    kv_cache_memory: int | None = None
+    adapter_memory: int | None = None
+    adapter_host_memory: int | None = None
+    page_size: int = 16
+    prefix_caching: bool = True
+    prefix_secret: bytes = b""
+    seed: int = 0
+    threads: int | None = None
+    patience: float = 1.0
+
+
+class Sampling(Message, frozen=True, kw_only=True):
+    """How to pick tokens. Field meanings are OpenAI's and vLLM's; token ids only, no text."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class TokenLogprobs(Message, frozen=True):
+    """Log-probability (natural, from raw float32 logits) of one token and of the most likely ones."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+# ---- API process → engine
+
+
+class Generate(Message, frozen=True, kw_only=True):
+    """A request: `n` continuations of `prompt`, computed by the adapter version `adapter` (a digest)."""
+
+    id: str
+    tenant: TenantContext
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    adapter: str | None = None
+    n: int = 1
+
+
+class Abort(Message, frozen=True):
+    """Ends a request, or one of its `n` children."""
+
+    id: str
+    index: int | None = None
+
+
+class Load(Message, frozen=True):
+    """Validates, lowers and makes ready a stored version; answered by Loaded or Failed."""
+
+    id: str
+    digest: str
+
+
+class Unload(Message, frozen=True):
+    """Forgets a version once its last running request ended; answered by Done."""
+
+    id: str
+    digest: str
+
+
+class Pin(Message, frozen=True):
+    """Keeps a version on the device (`pinned`) or lets it go again; answered by Done."""
+
+    id: str
+    digest: str
+    pinned: bool
+
+
+class Prefetch(Message, frozen=True):
+    """Brings a stored version to the device ahead of use; answered by Done."""
+
+    id: str
+    digest: str
+
+
+class Stop(Message, frozen=True):
+    """Ends the engine process."""
+
+
+Command = Generate | Abort | Load | Unload | Pin | Prefetch | Stop
+
+# ---- engine → API process
+
+
+class Progress(Message, frozen=True):
+    """Start-up stage, for the progress bar: `done` of `total` steps of `stage`."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class EngineInfo(Message, frozen=True, kw_only=True):
+    """The engine is ready; what it serves and with what capacity."""
+
+    model_digest: str
+    device: str
+    dtype: str
+    parameters: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    page_size: int
+    pages: int
+    adapter_bytes: int
+    slots: int
+
+
+class Tokens(Message, frozen=True, kw_only=True):
+    """New tokens of child `index` of request `id`; `finish` is set in the child's last event.
+
+    finish: "stop" (eos or stop token; `stop_token` says which), "length", "abort" or "error"
+    (`error` holds a code of the error catalogue).
+    """
+
+    id: str
+    index: int
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    cached_tokens: int = 0
+    finish: str | None = None
+    stop_token: int | None = None
+    error: str | None = None
+
+
+class LoadReport(Message, frozen=True, kw_only=True):
+    """What a load found: the adapter's card and the checks that it passed."""
+
+    digest: str
+    method: str
+    rank: int
+    tensors: int
+    modules: int
+    bytes: int
+    load_seconds: float
+    canary_difference: float
+    checks: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class Loaded(Message, frozen=True):
+    id: str
+    report: LoadReport
+
+
+class Done(Message, frozen=True):
+    id: str
+
+
+class Failed(Message, frozen=True):
+    """A command failed: `code` of the error catalogue, `where` (file, tensor, field) and `reason`."""
+
+    id: str
+    code: str
+    where: str
+    reason: str
+
+
+class AdapterState(Message, frozen=True):
+    """Where a version is now: tier "device", "host" or "disk"; `refs` = running sequences."""
+
+    digest: str
+    tier: str
+    refs: int
+    bytes: int
+    pinned: bool
+
+
+class Stats(Message, frozen=True, kw_only=True):
+    """The engine's state after a step, sent at most every 100 ms; also its heartbeat."""
+
+    steps: int
+    running: int
+    waiting: int
+    free_pages: int
+    cached_pages: int
+    total_pages: int
+    prefix_hits: int
+    prefix_queries: int
+    preemptions: int
+    evictions: int
+    loads: int
+    load_seconds: float
+    broken_invariants: tuple[str, ...]
+    adapters: tuple[AdapterState, ...]
+
+
+Event = Progress | EngineInfo | Tokens | Loaded | Done | Failed | Stats
+
+_encoder = msgspec.msgpack.Encoder()
+_commands = msgspec.msgpack.Decoder(Command)
+_events = msgspec.msgpack.Decoder(Event)
+encode: Any = _encoder.encode
+decode_command: Any = _commands.decode
+decode_event: Any = _events.decode
