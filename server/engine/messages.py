@@ -1,6 +1,6 @@
 """What crosses the pipe between the API process and the engine process: typed msgpack, no pickle."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
@@ -12,7 +12,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class EngineConfig(Message, frozen=True, kw_only=True):
-    """All an engine process needs to start. Sizes in bytes; `None` means measured or derived."""
+    """The first command: all an engine needs to start. Sizes in bytes; `None` = measured or derived."""
 
     model: str
     store: str
@@ -115,9 +115,11 @@ class Stop(Message, frozen=True):
     """Ends the engine process."""
 
 
-Command = Generate | Abort | Load | Unload | Pin | Prefetch | Stop
+Command = EngineConfig | Generate | Abort | Load | Unload | Pin | Prefetch | Stop
 
 # ---- engine → API process
+
+START = "start"
 
 
 class Progress(Message, frozen=True):
@@ -187,7 +189,10 @@ class Done(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """A command failed: `code` of the error catalogue, `where` (file, tensor, field) and `reason`."""
+    """A command failed: `code` of the error catalogue, `where` (file, tensor, field) and `reason`.
+
+    With the id `START` the engine could not start at all.
+    """
 
     id: str
     code: str
@@ -227,8 +232,20 @@ class Stats(Message, frozen=True, kw_only=True):
 Event = Progress | EngineInfo | Tokens | Loaded | Done | Failed | Stats
 
 _encoder = msgspec.msgpack.Encoder()
-_commands = msgspec.msgpack.Decoder(Command)
-_events = msgspec.msgpack.Decoder(Event)
-encode: Any = _encoder.encode
-decode_command: Any = _commands.decode
-decode_event: Any = _events.decode
+_commands = msgspec.msgpack.Decoder(list[Command])
+_events = msgspec.msgpack.Decoder(list[Event])
+
+
+def encode(messages: Sequence[Command] | Sequence[Event]) -> bytes:
+    """One frame's payload: all messages of one step, in order."""
+    return _encoder.encode(messages)
+
+
+def decode_commands(payload: bytes) -> list[Command]:
+    """Raises msgspec.ValidationError where the payload is not a list of commands."""
+    return _commands.decode(payload)
+
+
+def decode_events(payload: bytes) -> list[Event]:
+    """Raises msgspec.ValidationError where the payload is not a list of events."""
+    return _events.decode(payload)

@@ -1,0 +1,308 @@
+"""The API process's view of the engine: async calls, streams of tokens, and a supervisor.
+
+Knows nothing of models, tensors or HTTP. When the engine dies, every waiting call ends with
+EngineUnavailable, and a new engine is started with growing pauses.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from weft.adapters.errors import AdapterInvalid
+from weft.adapters.tenancy import TenantContext
+from weft.server.engine.connection import HEADER, MAX_FRAME, frame
+from weft.server.engine.launch import Launched, launch_process
+from weft.server.engine.messages import (
+    START,
+    Abort,
+    Command,
+    Done,
+    EngineConfig,
+    EngineInfo,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    LoadReport,
+    Pin,
+    Prefetch,
+    Progress,
+    Sampling,
+    Stats,
+    Stop,
+    Tokens,
+    Unload,
+    decode_events,
+)
+
+log = logging.getLogger("weft.engine")
+STALE_SECONDS = 5.0
+LONGEST_PAUSE = 30.0
+_PROBE_TENANT = TenantContext("_probe")
+
+
+class EngineUnavailable(Exception):
+    """The engine is starting, restarting or closed; the call had no effect that lasts."""
+
+
+class EngineStartError(Exception):
+    """The engine could not start; the message says why and what to change."""
+
+
+class EngineError(Exception):
+    """A command failed with `code`, one of the error catalogue's."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass
+class _Stream:
+    """One request's events, in order; None where the engine is gone."""
+
+    open_children: set[int]
+    queue: asyncio.Queue[Tokens | None] = field(default_factory=asyncio.Queue)
+
+
+class EngineClient:
+    """Starts, supervises and talks to one engine. Use from one asyncio loop."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        launch: Callable[[], Launched] = launch_process,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._launch = launch
+        self._on_progress = on_progress
+        self._writer: asyncio.StreamWriter | None = None
+        self._launched: Launched | None = None
+        self._streams: dict[str, _Stream] = {}
+        self._calls: dict[str, asyncio.Future[LoadReport | None]] = {}
+        self._pinned: set[str] = set()
+        self._ids = itertools.count()
+        self._info: EngineInfo | None = None
+        self._started: asyncio.Future[EngineInfo] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._closing = False
+        self._up = False
+        self._last_event = 0.0
+        self._last_token = 0.0
+        self.stats: Stats | None = None
+        self.restarts = 0
+
+    # ---- life
+
+    async def start(self) -> EngineInfo:
+        """Starts the engine and waits until it serves; raises EngineStartError."""
+        self._started = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise())
+        return await self._started
+
+    async def close(self) -> None:
+        """Stops the engine; calls still waiting end with EngineUnavailable."""
+        self._closing = True
+        if self._up:
+            self._send(Stop())
+        if self._launched is not None:
+            await asyncio.to_thread(self._launched.end)
+        if self._supervisor is not None:
+            await self._supervisor
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine serves; raises EngineUnavailable before the first start."""
+        if self._info is None:
+            raise EngineUnavailable("the engine has not started yet")
+        return self._info
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine is up and gave a sign of life within the last 5 seconds."""
+        return self._up and time.monotonic() - self._last_event < STALE_SECONDS
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id; None while it runs in a thread or not at all."""
+        return self._launched.pid if self._launched else None
+
+    async def probe(self) -> bool:
+        """Whether a real token was decoded within the last 5 seconds, decoding one if need be."""
+        if not self.ready:
+            return False
+        if time.monotonic() - self._last_token < STALE_SECONDS:
+            return True
+        sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
+        request = Generate(
+            id=self._next_id("probe"), tenant=_PROBE_TENANT, prompt=(0,), sampling=sampling
+        )
+        try:
+            async with asyncio.timeout(STALE_SECONDS):
+                return [event.finish async for event in self.generate(request)][-1:] == ["length"]
+        except (TimeoutError, EngineUnavailable):
+            return False
+
+    # ---- calls
+
+    async def generate(self, request: Generate) -> AsyncIterator[Tokens]:
+        """Yields the request's events; leaving the iteration early aborts the request.
+
+        Raises EngineUnavailable where the engine is down or dies on the way.
+        """
+        stream = self._streams[request.id] = _Stream(set(range(request.n)))
+        try:
+            self._send(request)
+            while stream.open_children:
+                event = await stream.queue.get()
+                if event is None:
+                    raise EngineUnavailable("the engine stopped while it answered")
+                if event.finish is not None:
+                    stream.open_children.discard(event.index)
+                yield event
+        finally:
+            del self._streams[request.id]
+            if stream.open_children and self._up:
+                self._send(Abort(request.id))
+
+    async def abort(self, id: str, index: int | None = None) -> None:
+        """Ends a request, or one child of it; its stream still gets its last event."""
+        if id in self._streams and self._up:
+            self._send(Abort(id, index))
+
+    async def load(self, digest: str) -> LoadReport:
+        """Makes a stored version ready; raises AdapterInvalid, EngineError, EngineUnavailable."""
+        report = await self._call(Load(self._next_id("load"), digest))
+        if report is None:
+            raise EngineError("internal_error", "the load was answered without a report")
+        return report
+
+    async def unload(self, digest: str) -> None:
+        """Forgets a version once its last running request has ended."""
+        self._pinned.discard(digest)
+        await self._call(Unload(self._next_id("unload"), digest))
+
+    async def pin(self, digest: str, pinned: bool) -> None:
+        """Keeps a version on the device, or lets it go; survives a restart of the engine."""
+        (self._pinned.add if pinned else self._pinned.discard)(digest)
+        await self._call(Pin(self._next_id("pin"), digest, pinned))
+
+    async def prefetch(self, digest: str) -> None:
+        """Brings a stored version to the device ahead of use."""
+        await self._call(Prefetch(self._next_id("prefetch"), digest))
+
+    # ---- wire
+
+    def _next_id(self, kind: str) -> str:
+        return f"{kind}-{next(self._ids)}"
+
+    def _send(self, command: Command) -> None:
+        if not self._up or self._writer is None:
+            raise EngineUnavailable("the engine is not running")
+        self._writer.write(frame([command]))
+
+    async def _call(self, command: Load | Unload | Pin | Prefetch) -> LoadReport | None:
+        self._send(command)
+        future = self._calls[command.id] = asyncio.get_running_loop().create_future()
+        try:
+            return await future
+        finally:
+            self._calls.pop(command.id, None)
+
+    async def _supervise(self) -> None:
+        pause = 0.5
+        while not self._closing:
+            failure = await self._serve_one()
+            self._fail_pending()
+            if self._started is not None and not self._started.done():
+                self._started.set_exception(EngineStartError(failure or "the engine process died"))
+                return
+            if self._closing:
+                return
+            log.error("the engine stopped (%s); starting it again", failure or "process died")
+            self.restarts += 1
+            pause = 0.5 if time.monotonic() - self._last_event > LONGEST_PAUSE else pause
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _serve_one(self) -> str | None:
+        """Runs one engine from launch to end; returns why it could not start, if it could not."""
+        self._launched = launched = await asyncio.to_thread(self._launch)
+        reader, self._writer = await asyncio.open_connection(sock=launched.sock)
+        failure = None
+        try:
+            self._writer.write(frame([self._config]))
+            while True:
+                (size,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+                if size > MAX_FRAME:
+                    return f"a frame of {size} bytes"
+                for event in decode_events(await reader.readexactly(size)):
+                    if isinstance(event, Failed) and event.id == START:
+                        failure = f"{event.where}: {event.reason}"
+                    self._receive(event)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return failure
+        finally:
+            self._up = False
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+            await asyncio.to_thread(launched.end)
+
+    def _receive(self, event: Event) -> None:
+        self._last_event = time.monotonic()
+        match event:
+            case Tokens():
+                self._last_token = self._last_event
+                if stream := self._streams.get(event.id):
+                    stream.queue.put_nowait(event)
+            case Stats():
+                self.stats = event
+            case Loaded():
+                self._settle(event.id, event.report)
+            case Done():
+                self._settle(event.id, None)
+            case Failed():
+                self._settle(event.id, _error(event))
+            case EngineInfo():
+                self._on_up(event)
+            case Progress():
+                if self._on_progress:
+                    self._on_progress(event)
+
+    def _on_up(self, info: EngineInfo) -> None:
+        self._info, self._up = info, True
+        for digest in self._pinned:
+            self._send(Pin(self._next_id("pin"), digest, True))
+        if self._started is not None and not self._started.done():
+            self._started.set_result(info)
+
+    def _settle(self, id: str, outcome: LoadReport | Exception | None) -> None:
+        future = self._calls.get(id)
+        if future is None or future.done():
+            return
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    def _fail_pending(self) -> None:
+        self.stats = None
+        for stream in self._streams.values():
+            stream.queue.put_nowait(None)
+        for id in list(self._calls):
+            self._settle(id, EngineUnavailable("the engine stopped"))
+
+
+def _error(failed: Failed) -> Exception:
+    if failed.code == "adapter_invalid":
+        return AdapterInvalid(failed.where, failed.reason)
+    return EngineError(failed.code, failed.reason)

@@ -1,0 +1,55 @@
+"""Starts an engine: in a process of its own, or (for tests) in a thread behind the same socket."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weft.server.engine.connection import socket_pair
+
+STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A running engine: our end of its socket, and how to make sure that it is gone."""
+
+    sock: socket.socket
+    end: Callable[[], None]
+    pid: int | None = None
+
+
+def launch_process() -> Launched:
+    """Starts `python -m weft.server.engine.process` with the far end of a socket pair."""
+    near, far = socket_pair()
+    command = [sys.executable, "-P", "-m", "weft.server.engine.process", str(far.fileno())]
+    process = subprocess.Popen(command, pass_fds=[far.fileno()], start_new_session=True)
+    far.close()
+
+    def end() -> None:
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    return Launched(near, end, process.pid)
+
+
+def launch_thread() -> Launched:
+    """Runs the engine in a thread of this process; closing the socket ends it."""
+    from weft.server.engine.process import run  # imports torch: only where the engine runs
+
+    near, far = socket_pair()
+    thread = threading.Thread(target=run, args=(far,), name="engine", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        with contextlib.suppress(OSError):
+            near.shutdown(socket.SHUT_RDWR)
+        thread.join(STOP_SECONDS)
+
+    return Launched(near, end)

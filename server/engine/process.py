@@ -1,0 +1,93 @@
+"""The engine process: reads commands from a socket, steps the engine, writes its events back."""
+
+import queue
+import socket
+import sys
+import threading
+import traceback
+
+from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.connection import EngineConnection
+from weft.server.engine.engine import Engine
+from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
+
+HEARTBEAT_SECONDS = 1.0
+
+
+def run(sock: socket.socket) -> None:
+    """Serves one API process until it closes the socket or sends Stop.
+
+    The first command is the EngineConfig; the answer is EngineInfo, or Failed with the id START.
+    """
+    connection = EngineConnection(sock)
+    inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    try:
+        engine = _load(inbox.get(), connection)
+        if engine is not None:
+            _loop(engine, inbox, connection)
+    except OSError:
+        pass  # the API process is gone, and nobody else can be told
+    finally:
+        connection.close()
+
+
+def _receive(connection: EngineConnection, inbox: "queue.SimpleQueue[Command]") -> None:
+    try:
+        for commands in connection.commands():
+            for command in commands:
+                inbox.put(command)
+    except (OSError, ValueError):
+        pass  # the socket was closed under the reader: the same as its end
+    inbox.put(Stop())
+
+
+def _load(first: Command, connection: EngineConnection) -> Engine | None:
+    if not isinstance(first, EngineConfig):
+        return None
+
+    def progress(stage: str, done: int, total: int) -> None:
+        connection.send([Progress(stage, done, total)])
+
+    try:
+        engine = Engine.load(first, progress)
+    except ModelUnsupported as refusal:
+        connection.send([Failed(START, "model_unsupported", first.model, str(refusal))])
+        return None
+    except Exception as error:
+        traceback.print_exc()
+        connection.send([Failed(START, "internal_error", first.model, _one_line(error))])
+        return None
+    connection.send([engine.info])
+    return engine
+
+
+def _loop(
+    engine: Engine, inbox: "queue.SimpleQueue[Command]", connection: EngineConnection
+) -> None:
+    while True:
+        for command in _drain(inbox, wait=not engine.busy):
+            if isinstance(command, Stop):
+                return
+            engine.handle(command)
+        engine.step()
+        connection.send(engine.take_events())
+
+
+def _drain(inbox: "queue.SimpleQueue[Command]", wait: bool) -> list[Command]:
+    """All commands at hand; with `wait`, sleeps until one arrives or a heartbeat is due."""
+    commands: list[Command] = []
+    try:
+        commands.append(inbox.get(block=wait, timeout=HEARTBEAT_SECONDS if wait else None))
+        while True:
+            commands.append(inbox.get_nowait())
+    except queue.Empty:
+        return commands
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+
+if __name__ == "__main__":
+    run(socket.socket(fileno=int(sys.argv[1])))
