@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.tenancy import TenantContext
@@ -173,10 +172,10 @@ class EngineClient:
             if stream.open_children and self._up:
                 self._send(Abort(request.id))
 
-    async def abort(self, id: str, index: int | None = None) -> None:
+    async def abort(self, request_id: str, index: int | None = None) -> None:
         """Ends a request, or one child of it; its stream still gets its last event."""
-        if id in self._streams and self._up:
-            self._send(Abort(id, index))
+        if request_id in self._streams and self._up:
+            self._send(Abort(request_id, index))
 
     async def load(self, digest: str) -> LoadReport:
         """Makes a stored version ready; raises AdapterInvalid, EngineError, EngineUnavailable."""
@@ -285,8 +284,8 @@ class EngineClient:
         if self._started is not None and not self._started.done():
             self._started.set_result(info)
 
-    def _settle(self, id: str, outcome: LoadReport | Exception | None) -> None:
-        future = self._calls.get(id)
+    def _settle(self, call_id: str, outcome: LoadReport | Exception | None) -> None:
+        future = self._calls.get(call_id)
         if future is None or future.done():
             return
         if isinstance(outcome, Exception):
@@ -298,8 +297,8 @@ class EngineClient:
         self.stats = None
         for stream in self._streams.values():
             stream.queue.put_nowait(None)
-        for id in list(self._calls):
-            self._settle(id, EngineUnavailable("the engine stopped"))
+        for call_id in list(self._calls):
+            self._settle(call_id, EngineUnavailable("the engine stopped"))
 
 
 def _error(failed: Failed) -> Exception:

@@ -44,4 +44,5 @@ class EngineConnection:
             yield decode_commands(self._reader.read(size))
 
     def close(self) -> None:
+        """Closes this end; the other one reads an end of file."""
         self._sock.close()

@@ -1,4 +1,4 @@
-"""What crosses the pipe between the API process and the engine process: typed msgpack, no pickle."""
+"""What crosses the socket between API and engine process: typed msgpack, no pickle."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,10 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class EngineConfig(Message, frozen=True, kw_only=True):
-    """The first command: all an engine needs to start. Sizes in bytes; `None` = measured or derived."""
+    """The first command: all an engine needs to start.
+
+    Sizes are bytes; `None` means measured or derived.
+    """
 
     model: str
     store: str
@@ -54,7 +57,7 @@ class Sampling(Message, frozen=True, kw_only=True):
 
 
 class TokenLogprobs(Message, frozen=True):
-    """Log-probability (natural, from raw float32 logits) of one token and of the most likely ones."""
+    """Natural log-probabilities, from raw float32 logits: one token's and the likeliest ones'."""
 
     token: int
     logprob: float
@@ -65,7 +68,7 @@ class TokenLogprobs(Message, frozen=True):
 
 
 class Generate(Message, frozen=True, kw_only=True):
-    """A request: `n` continuations of `prompt`, computed by the adapter version `adapter` (a digest)."""
+    """A request: `n` continuations of `prompt` by the adapter version with digest `adapter`."""
 
     id: str
     tenant: TenantContext
@@ -180,11 +183,15 @@ class LoadReport(Message, frozen=True, kw_only=True):
 
 
 class Loaded(Message, frozen=True):
+    """Answers a Load that succeeded."""
+
     id: str
     report: LoadReport
 
 
 class Done(Message, frozen=True):
+    """Answers an Unload, Pin or Prefetch that succeeded."""
+
     id: str
 
 

@@ -7,8 +7,9 @@ import threading
 import traceback
 
 from weft.server.engine.checks import ModelUnsupported
-from weft.server.engine.connection import EngineConnection
 from weft.server.engine.engine import Engine
+
+from weft.server.engine.connection import EngineConnection
 from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
 
 HEARTBEAT_SECONDS = 1.0
@@ -54,7 +55,7 @@ def _load(first: Command, connection: EngineConnection) -> Engine | None:
     except ModelUnsupported as refusal:
         connection.send([Failed(START, "model_unsupported", first.model, str(refusal))])
         return None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the API process must hear of it
         traceback.print_exc()
         connection.send([Failed(START, "internal_error", first.model, _one_line(error))])
         return None
