@@ -1,0 +1,52 @@
+# Everything runs in $(VENV), which make builds from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# One thread a worker: torch's threads on a shared core cost more than they give.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test test-gpu check format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.weft ## make .venv and install weft in it
+
+demo: $(VENV)/.weft ## serve the embedded model with its adapters on http://127.0.0.1:8000
+	@$(BIN)/weft demo
+
+test: $(VENV)/.weft-dev ## run the whole suite
+	$(BIN)/pytest --numprocesses $(WORKERS)
+
+test-gpu: $(VENV)/.weft-dev ## run the tests that need a CUDA device
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("test-gpu: torch finds no CUDA device")'
+	$(BIN)/pytest -m gpu
+
+check: $(VENV)/.weft-dev ## lint, check the format and the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.weft-dev ## format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment, caches and build products
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# A stamp is newer than what it was installed from, so an install happens only when those change.
+$(VENV)/.weft: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.weft-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.weft
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no '$(PYTHON)' here; name a Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $$($(PYTHON) --version) is too old, weft needs 3.11 or newer: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
