@@ -45,4 +45,5 @@ class EngineConnection:
 
     def close(self) -> None:
         """Closes this end; the other one reads an end of file."""
+        self._reader.close()
         self._sock.close()

@@ -1,0 +1,241 @@
+"""EngineClient against a scripted far end: streams, calls, death and restart."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from scripted_engine import INFO, Hangup, ScriptedEngine
+
+from weft.adapters.errors import AdapterInvalid
+from weft.adapters.tenancy import TenantContext
+from weft.server.engine.client import (
+    EngineClient,
+    EngineError,
+    EngineStartError,
+    EngineUnavailable,
+)
+from weft.server.engine.messages import (
+    START,
+    Abort,
+    Command,
+    Done,
+    EngineConfig,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    LoadReport,
+    Pin,
+    Progress,
+    Sampling,
+    Stop,
+    Tokens,
+)
+
+CONFIG = EngineConfig(model="m", store="s")
+REPORT = LoadReport(
+    digest="d",
+    method="LORA",
+    rank=4,
+    tensors=2,
+    modules=1,
+    bytes=8,
+    load_seconds=0.1,
+    canary_difference=1.0,
+    checks=("finite",),
+)
+
+
+def generate(name: str, n: int = 1) -> Generate:
+    return Generate(
+        id=name, tenant=TenantContext("t"), prompt=(1, 2), sampling=Sampling(max_tokens=4), n=n
+    )
+
+
+def answers(reply: Callable[[Command], list[Event]]) -> Callable[[Command], list[Event]]:
+    def answer(command: Command) -> list[Event]:
+        if isinstance(command, EngineConfig):
+            return [Progress("weights", 1, 2), INFO]
+        if isinstance(command, Stop):
+            raise Hangup
+        return reply(command)
+
+    return answer
+
+
+@asynccontextmanager
+async def started(engine: ScriptedEngine) -> AsyncIterator[EngineClient]:
+    client = EngineClient(CONFIG, launch=engine.launch)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def collect(client: EngineClient, request: Generate) -> list[Tokens]:
+    return [event async for event in client.generate(request)]
+
+
+def test_start_reports_progress_and_info() -> None:
+    async def scenario() -> None:
+        seen: list[Progress] = []
+        engine = ScriptedEngine(answers(lambda _: []))
+        client = EngineClient(CONFIG, launch=engine.launch, on_progress=seen.append)
+        with pytest.raises(EngineUnavailable):
+            _ = client.info
+        assert await client.start() == INFO
+        assert seen == [Progress("weights", 1, 2)]
+        assert client.ready
+        assert client.info == INFO
+        await client.close()
+        assert not client.ready
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ([Failed(START, "model_unsupported", "m", "ALiBi is not paged")], "m: ALiBi is not paged"),
+        (None, "died"),
+    ],
+)
+def test_a_failed_start_raises_once_and_is_not_repeated(
+    reply: list[Event] | None, message: str
+) -> None:
+    def answer(_: Command) -> list[Event]:
+        if reply is None:
+            raise Hangup
+        return reply
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(answer)
+        client = EngineClient(CONFIG, launch=engine.launch)
+        start = asyncio.ensure_future(client.start())
+        await asyncio.to_thread(engine.wait_for, EngineConfig)
+        await client.close() if reply else None
+        with pytest.raises(EngineStartError, match=message):
+            await start
+        assert engine.launches == 1
+
+    asyncio.run(scenario())
+
+
+def test_streams_end_after_the_last_child_and_are_not_mixed() -> None:
+    def reply(command: Command) -> list[Event]:
+        if not isinstance(command, Generate):
+            return []
+        mark = len(command.id)
+        return [
+            Tokens(id=command.id, index=1, tokens=(mark,)),
+            Tokens(id=command.id, index=0, tokens=(mark,), finish="length"),
+            Tokens(id="never-asked", index=0, tokens=(99,), finish="stop"),
+            Tokens(id=command.id, index=1, tokens=(mark,), finish="stop", stop_token=2),
+        ]
+
+    async def scenario() -> None:
+        async with started(ScriptedEngine(answers(reply))) as client:
+            a, bb = await asyncio.gather(
+                collect(client, generate("a", n=2)), collect(client, generate("bb", n=2))
+            )
+        assert [(event.index, event.tokens, event.finish) for event in a] == [
+            (1, (1,), None),
+            (0, (1,), "length"),
+            (1, (1,), "stop"),
+        ]
+        assert {event.tokens for event in bb} == {(2,)}
+
+    asyncio.run(scenario())
+
+
+def test_leaving_a_stream_aborts_the_request() -> None:
+    def reply(command: Command) -> list[Event]:
+        if isinstance(command, Generate):
+            return [Tokens(id=command.id, index=0, tokens=(5,))]
+        return []
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(answers(reply))
+        async with started(engine) as client:
+            stream = client.generate(generate("left"))
+            assert (await anext(stream)).tokens == (5,)
+            await stream.aclose()
+            assert await asyncio.to_thread(engine.wait_for, Abort) == [Abort("left")]
+
+    asyncio.run(scenario())
+
+
+def test_calls_return_or_raise_what_the_engine_says() -> None:
+    def reply(command: Command) -> list[Event]:
+        if isinstance(command, Load):
+            return {
+                "good": [Loaded(command.id, REPORT)],
+                "bad": [Failed(command.id, "adapter_invalid", "lora_A", "has NaN")],
+                "rotten": [Failed(command.id, "adapter_corrupt", "file", "digest differs")],
+            }[command.digest]
+        return [Done(command.id)] if isinstance(command, Pin) else []
+
+    async def scenario() -> None:
+        async with started(ScriptedEngine(answers(reply))) as client:
+            assert await client.load("good") == REPORT
+            with pytest.raises(AdapterInvalid, match="lora_A: has NaN"):
+                await client.load("bad")
+            with pytest.raises(EngineError) as failure:
+                await client.load("rotten")
+            assert failure.value.code == "adapter_corrupt"
+            await client.pin("good", True)
+
+    asyncio.run(scenario())
+
+
+def test_death_ends_every_wait_and_the_engine_comes_back_with_its_pins() -> None:
+    def reply(command: Command) -> list[Event]:
+        if isinstance(command, Pin):
+            return [Done(command.id)]
+        if isinstance(command, Generate) and command.id == "fatal":
+            raise Hangup
+        if isinstance(command, Generate) and command.id == "after":
+            return [Tokens(id="after", index=0, tokens=(7,), finish="length")]
+        return []
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(answers(reply))
+        async with started(engine) as client:
+            await client.pin("kept", True)
+            waiting = [
+                asyncio.ensure_future(collect(client, generate("waiting"))),
+                asyncio.ensure_future(client.load("slow")),
+            ]
+            await asyncio.to_thread(engine.wait_for, Load)
+            with pytest.raises(EngineUnavailable):
+                await collect(client, generate("fatal"))
+            for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(outcome, EngineUnavailable)
+            with pytest.raises(EngineUnavailable):
+                await collect(client, generate("too-early"))
+            pins = await asyncio.to_thread(engine.wait_for, Pin, 2)
+            assert [(pin.digest, pin.pinned) for pin in pins if isinstance(pin, Pin)] == [
+                ("kept", True)
+            ] * 2
+            assert client.restarts == 1
+            assert [event.tokens for event in await collect(client, generate("after"))] == [(7,)]
+
+    asyncio.run(scenario())
+
+
+def test_probe_decodes_a_real_token() -> None:
+    def reply(command: Command) -> list[Event]:
+        assert isinstance(command, Generate)
+        return [Tokens(id=command.id, index=0, tokens=(1,), finish="length")]
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(answers(reply))
+        async with started(engine) as client:
+            assert await client.probe()
+            assert await client.probe(), "a token was decoded just now: no second probe is needed"
+            assert len(engine.wait_for(Generate)) == 1
+
+    asyncio.run(scenario())
