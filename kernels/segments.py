@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from weft.kernels.memo import Memo
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -15,7 +17,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Segments:
+class Segments(Memo):
     """The adapter rows of one step, ascending by start; rows in no segment are base rows.
 
     `rows` is the step's row count, base rows included.

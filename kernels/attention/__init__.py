@@ -1,0 +1,44 @@
+"""Attention over a paged cache. Knows no model, layer or request."""
+
+from torch import Tensor
+
+from weft.kernels.attention import reference
+from weft.kernels.attention.paged import PagedBatch
+
+__all__ = ["PagedBatch", "paged_attention", "write_kv"]
+
+
+def write_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, batch: PagedBatch) -> None:
+    """Writes each row's key and value to its place in the pools.
+
+    k: [T, kv_heads, k_dim], v: [T, kv_heads, v_dim]
+    k_pool: [pages, page_size, kv_heads, k_dim], v_pool likewise; changed in place
+    """
+    k_pool.flatten(0, 1).index_copy_(0, batch.slot_mapping, k)
+    v_pool.flatten(0, 1).index_copy_(0, batch.slot_mapping, v)
+
+
+def paged_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    batch: PagedBatch,
+    *,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """`softmax(softcap(q kᵀ · scaling))) v` over each sequence's own visible keys.
+
+    q: [T, heads, k_dim]; heads is a multiple of the pools' kv_heads, `h // group` its KV head
+    k_pool: [pages, page_size, kv_heads, k_dim], v_pool: [pages, page_size, kv_heads, v_dim]
+    window: query i sees key j where `i - window < j <= i`; None sees all `j <= i`
+    softcap: scores become `softcap · tanh(score / softcap)`
+    sinks: [heads], one more logit in each softmax's denominator
+    Returns [T, heads, v_dim] in q's dtype. Slots that a sequence does not own are never read into
+    its result, whatever they hold.
+    """
+    return reference.paged_attention(
+        q, k_pool, v_pool, batch, scaling=scaling, window=window, softcap=softcap, sinks=sinks
+    )

@@ -1,0 +1,67 @@
+"""Where one module's low-rank pairs lie in the arena. Knows no files, names or rows."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor]
+
+
+class LowRankTable:
+    """The low-rank pairs of one module by slot; a slot without a pair adds nothing there.
+
+    A pair is `a: [rank, in_features]` and `b: [rank, out_features]`, row-major in the arena.
+    `offsets_a`, `offsets_b` (int64 [slots], in elements) and `ranks` (int32 [slots], 0 = no pair)
+    repeat the table on the arena's device for kernels.
+    """
+
+    def __init__(self, arena: Tensor, slots: int, in_features: int, out_features: int) -> None:
+        if arena.dim() != 1 or not arena.is_contiguous():
+            raise ValueError("the arena must be one contiguous dimension")
+        self.arena = arena
+        self.in_features = in_features
+        self.out_features = out_features
+        self.offsets_a = torch.zeros(slots, dtype=torch.int64, device=arena.device)
+        self.offsets_b = torch.zeros(slots, dtype=torch.int64, device=arena.device)
+        self.ranks = torch.zeros(slots, dtype=torch.int32, device=arena.device)
+        self._pairs: dict[int, Pair] = {}
+
+    def set(self, slot: int, offset_a: int, offset_b: int, rank: int) -> None:
+        """Lets `slot` compute with the pair at these element offsets of the arena.
+
+        Raises ValueError where the slot does not exist or a tensor leaves the arena.
+        """
+        if not 0 <= slot < len(self.ranks):
+            raise ValueError(f"slot {slot} is not in 0..{len(self.ranks) - 1}")
+        a = self._view(offset_a, rank, self.in_features)
+        b = self._view(offset_b, rank, self.out_features)
+        self.offsets_a[slot] = offset_a
+        self.offsets_b[slot] = offset_b
+        self.ranks[slot] = rank
+        self._pairs[slot] = (a, b)
+
+    def clear(self, slot: int) -> None:
+        """Lets `slot` add nothing; its arena range is the caller's again."""
+        if self._pairs.pop(slot, None) is not None:
+            self.ranks[slot] = 0
+
+    def pair(self, slot: int) -> Pair | None:
+        """The slot's `(a, b)` as views of the arena, or None."""
+        return self._pairs.get(slot)
+
+    def any_in(self, slots: Iterable[int]) -> bool:
+        """Whether any of `slots` has a pair here."""
+        return not self._pairs.keys().isdisjoint(slots)
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any slot; 0 where there is no pair."""
+        return max((a.shape[0] for a, _ in self._pairs.values()), default=0)
+
+    def _view(self, offset: int, rank: int, width: int) -> Tensor:
+        if rank < 1 or offset < 0 or offset + rank * width > len(self.arena):
+            raise ValueError(
+                f"[{rank}, {width}] at element {offset} does not fit an arena of {len(self.arena)}"
+            )
+        return self.arena[offset : offset + rank * width].view(rank, width)
