@@ -19,6 +19,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
+        """Rank as computed, after lowering."""
         return self.a.shape[0]
 
 
