@@ -1,4 +1,4 @@
-"""Why an adapter was refused."""
+"""What can be wrong with an adapter: refused, unknown, damaged, or without room."""
 
 _LONGEST = 800
 
@@ -18,6 +18,43 @@ class AdapterInvalid(ValueError):
 
     def __reduce__(self) -> tuple[type["AdapterInvalid"], tuple[str, str]]:
         return type(self), (self.where, self.reason)
+
+
+class AdapterTooLarge(AdapterInvalid):
+    """An adapter that the device pool cannot hold, whatever else is evicted."""
+
+
+class AdapterCorrupt(Exception):
+    """A stored version whose files are damaged or gone; uploading it again heals it."""
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"the stored files of version {digest} are damaged")
+        self.digest = digest
+
+
+class UnknownAdapter(LookupError):
+    """The tenant has no adapter, or no version, of this name; another tenant may well have."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no adapter {_printable(name)!r}")
+        self.name = name
+
+
+class VersionConflict(Exception):
+    """The name does not point to the digest that the caller expected, but to `current`."""
+
+    def __init__(self, name: str, current: str | None) -> None:
+        super().__init__(f"adapter {name!r} is now {current or 'without a version'}")
+        self.name = name
+        self.current = current
+
+
+class StorageFull(OSError):
+    """The disk of the state folder has no room; nothing was changed."""
+
+
+class StateInUse(RuntimeError):
+    """Another server is running on this state folder."""
 
 
 def _printable(text: str) -> str:
