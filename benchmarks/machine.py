@@ -1,0 +1,65 @@
+"""What a figure was measured on: fingerprint, memory bandwidth, and the results files."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "peft", "triton")
+
+
+def fingerprint() -> dict[str, Any]:
+    """Processor, threads, device and library versions; no host name, no paths."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "date": date.today().isoformat(),  # noqa: DTZ011 - a day is all that is meant
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def read_bandwidth(device: torch.device, gigabytes: float = 1.0, repeats: int = 5) -> float:
+    """Best bytes per second of reading a large float32 buffer (a sum), over `repeats` runs."""
+    values = torch.ones(int(gigabytes * 2**30) // 4, dtype=torch.float32, device=device)
+    best = 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        values.sum().item()
+        best = max(best, values.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def write_results(name: str, results: dict[str, Any]) -> Path:
+    """Writes `results/<name>.json` with the machine's fingerprint; returns its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": fingerprint(), **results}, indent=2) + "\n")
+    return path
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
