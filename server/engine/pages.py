@@ -1,0 +1,117 @@
+"""Who owns which KV page: reference counts, free pages, and unreferenced pages kept for reuse.
+
+Knows no sequences and no tensors; what a page holds is an opaque key and the tokens it stands for.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a full page holds: `key` names all that its KV depends on, `tokens` are its own."""
+
+    key: bytes
+    tokens: tuple[int, ...]
+
+
+class PagePool:
+    """Pages 1 … `num_pages - 1`; page 0 is never given out, so that padding can write there.
+
+    A page is free, referenced, or cached: unreferenced, but found again by its content until it is
+    needed for something else (least recently released first).
+    """
+
+    def __init__(self, num_pages: int) -> None:
+        if num_pages < 2:
+            raise ValueError("a pool needs page 0 for padding and at least one page to give out")
+        self.total = num_pages - 1
+        self._references = [0] * num_pages
+        self._free = deque(range(1, num_pages))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._content: dict[int, Content] = {}
+        self._page_of: dict[bytes, int] = {}
+
+    @property
+    def free(self) -> int:
+        """Pages that hold nothing."""
+        return len(self._free)
+
+    @property
+    def cached(self) -> int:
+        """Unreferenced pages that can still be shared."""
+        return len(self._cached)
+
+    @property
+    def available(self) -> int:
+        """How many pages `allocate` can give."""
+        return len(self._free) + len(self._cached)
+
+    def references(self, page: int) -> int:
+        """How many owners a page has."""
+        return self._references[page]
+
+    def allocate(self, count: int) -> list[int] | None:
+        """Takes `count` pages with one reference each. Fewer there: None, and nothing taken."""
+        if count > self.available:
+            return None
+        pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
+        for page in pages:
+            self._references[page] = 1
+        return pages
+
+    def share(self, key: bytes, tokens: tuple[int, ...]) -> int | None:
+        """References the page that holds exactly this content; None if there is none."""
+        page = self._page_of.get(key)
+        if page is None or self._content[page].tokens != tokens:
+            return None
+        if self._references[page] == 0:
+            del self._cached[page]
+        self._references[page] += 1
+        return page
+
+    def publish(self, page: int, content: Content) -> None:
+        """Lets a referenced, full page be shared. The first page with a key keeps it."""
+        if content.key not in self._page_of:
+            self._content[page] = content
+            self._page_of[content.key] = page
+
+    def release(self, pages: Iterable[int]) -> None:
+        """Drops one reference of each page, the last first: a prefix outlives what follows it."""
+        for page in reversed(list(pages)):
+            if self._references[page] == 0:
+                raise ValueError(f"page {page} released more often than referenced")
+            self._references[page] -= 1
+            if self._references[page] == 0:
+                if page in self._content:
+                    self._cached[page] = None
+                else:
+                    self._free.append(page)
+
+    def check(self) -> tuple[str, ...]:
+        """The broken invariants; empty when sound."""
+        referenced = {page for page, count in enumerate(self._references) if count > 0}
+        free, cached = set(self._free), set(self._cached)
+        broken = {
+            "pages: free + referenced + cached = total": len(referenced) + self.available
+            == self.total,
+            "pages: each in one set": not (
+                free & cached or free & referenced or cached & referenced
+            )
+            and len(free) == len(self._free),
+            "pages: page 0 is never given out": 0 not in free | cached | referenced,
+            "pages: no negative references": min(self._references) >= 0,
+            "pages: cached pages have content": cached <= self._content.keys(),
+            "pages: free pages have none": not free & self._content.keys(),
+            "pages: key and page are one to one": {
+                content.key: page for page, content in self._content.items()
+            }
+            == self._page_of,
+        }
+        return tuple(name for name, holds in broken.items() if not holds)
+
+    def _evict(self) -> int:
+        page, _ = self._cached.popitem(last=False)
+        del self._page_of[self._content.pop(page).key]
+        return page
