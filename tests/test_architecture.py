@@ -1,0 +1,167 @@
+"""What the structure promises: import directions, light modules, no cycles, small files."""
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("server", "adapters", "kernels")
+ALLOWED_IMPORTS = {
+    "server": {"server", "adapters", "kernels"},
+    "adapters": {"adapters", "kernels"},
+    "kernels": {"kernels"},
+}
+# Who may load torch. Everything else is imported by the API process, the command line or the
+# scheduler's tests, and stays light.
+MAY_IMPORT_TORCH = (
+    "weft.kernels",
+    "weft.adapters.arena",
+    "weft.adapters.base",
+    "weft.adapters.card",
+    "weft.adapters.loader",
+    "weft.adapters.methods",
+    "weft.adapters.modules",
+    "weft.adapters.plan",
+    "weft.adapters.tensors",
+    "weft.server.cli.inspect",
+    "weft.server.cli.verify",
+    "weft.server.demo.train",
+    "weft.server.engine.attention",
+    "weft.server.engine.batch",
+    "weft.server.engine.checks",
+    "weft.server.engine.engine",
+    "weft.server.engine.kv_spec",
+    "weft.server.engine.model",
+    "weft.server.engine.process",
+    "weft.server.engine.sampling",
+)
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_KERNEL_LINES = 100
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("weft", *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+SOURCES = {
+    module_name(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+}
+TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
+
+
+def imported_names(tree: ast.Module) -> set[str]:
+    """Every module that a file names in an import, wherever in the file it stands."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            children = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = children & SOURCES.keys()
+            names |= submodules
+            if len(submodules) < len(children):
+                names.add(node.module)
+    return names
+
+
+def run_python(code: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_downwards_only(package: str) -> None:
+    wrong = {
+        f"{name} imports {target}"
+        for name, tree in TREES.items()
+        if name.split(".")[1] == package
+        for target in imported_names(tree)
+        if target.startswith("weft.") and target.split(".")[1] not in ALLOWED_IMPORTS[package]
+    }
+    assert not wrong
+
+
+def test_the_packages_are_never_imported_by_their_bare_names() -> None:
+    wrong = {
+        f"{name} imports {target}"
+        for name, tree in TREES.items()
+        for target in imported_names(tree)
+        if target.split(".")[0] in PACKAGES
+    }
+    assert not wrong
+
+
+def test_no_import_cycles() -> None:
+    graph = {name: imported_names(tree) & SOURCES.keys() - {name} for name, tree in TREES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def light_modules() -> list[str]:
+    def may_import_torch(name: str) -> bool:
+        return any(name == heavy or name.startswith(f"{heavy}.") for heavy in MAY_IMPORT_TORCH)
+
+    return sorted(name for name in SOURCES if not may_import_torch(name))
+
+
+def loads_torch(modules: list[str], cwd: Path) -> bool:
+    code = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\n"
+    return run_python(code + "print('torch' in sys.modules)", cwd) == "True"
+
+
+def test_light_modules_load_no_torch(tmp_path: Path) -> None:
+    modules = light_modules()
+    if loads_torch(modules, tmp_path):
+        pytest.fail(f"load torch: {[m for m in modules if loads_torch([m], tmp_path)]}")
+
+
+def test_the_bare_name_kernels_is_not_ours() -> None:
+    """transformers probes for a package of this name; from the checkout it must not find ours."""
+    code = (
+        "from importlib.util import find_spec; spec = find_spec('kernels'); "
+        "print(spec.origin if spec and spec.origin else '')"
+    )
+    assert not run_python(code, ROOT).startswith(str(ROOT))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_top_folders_are_namespace_packages(package: str) -> None:
+    assert not (ROOT / package / "__init__.py").exists()
+    assert (ROOT / package / "py.typed").exists()
+
+
+def test_files_stay_small() -> None:
+    sizes = {name: len(path.read_text().splitlines()) for name, path in SOURCES.items()}
+    assert not {name: size for name, size in sizes.items() if size > MAX_FILE_LINES}
+
+
+def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def test_functions_stay_small() -> None:
+    too_long = {
+        f"{name}.{node.name}": node.end_lineno - node.lineno + 1
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+        if node.end_lineno - node.lineno
+        >= (MAX_KERNEL_LINES if is_kernel(node) else MAX_FUNCTION_LINES)
+    }
+    assert not too_long
+
+
+def test_every_file_says_what_it_owns() -> None:
+    silent = [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
+    assert not silent
