@@ -6,9 +6,10 @@ Adapters are rotated so that their bytes come from memory, as in a model with ma
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import linear
 
 from weft.kernels.low_rank import LowRankTable, low_rank_add_, reference
 from weft.kernels.testing import LowRankProblem, low_rank_problem
@@ -21,6 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def pair_of(table: LowRankTable, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pair of a slot that is known to have one."""
     pair = table.pair(slot)
     assert pair is not None
     return pair
@@ -31,7 +33,7 @@ def sub_batches(problem: LowRankProblem) -> None:
     for segment in problem.segments:
         a, b = (tensor.to(problem.x.dtype) for tensor in pair_of(problem.table, segment.slot))
         rows = torch.arange(segment.start, segment.stop)
-        problem.y[rows] += F.linear(F.linear(problem.x[rows], a), b.T)
+        problem.y[rows] += linear(linear(problem.x[rows], a), b.T)
 
 
 def masked_dense(problem: LowRankProblem) -> None:
@@ -41,14 +43,16 @@ def masked_dense(problem: LowRankProblem) -> None:
     b = torch.cat([b for _, b in pairs]).to(problem.x.dtype)
     owner = torch.tensor([s.slot for s in problem.segments for _ in range(s.start, s.stop)])
     other = owner[:, None] != torch.arange(len(pairs)).repeat_interleave(RANK)
-    problem.y.addmm_(F.linear(problem.x, a).masked_fill_(other, 0), b)
+    problem.y.addmm_(linear(problem.x, a).masked_fill_(other, 0), b)
 
 
 def verb(problem: LowRankProblem) -> None:
+    """What the server runs."""
     low_rank_add_(problem.y, problem.x, problem.table, problem.segments)
 
 
 def loop(problem: LowRankProblem) -> None:
+    """The reference: segments in float32."""
     reference.low_rank_add_(problem.y, problem.x, problem.table, problem.segments)
 
 
@@ -70,6 +74,7 @@ def microseconds(call: Callable[[], object], seconds: float = 0.15) -> float:
 def measure(
     rows: int, adapters: int, out: int, width: int, x: torch.dtype, arena: torch.dtype
 ) -> None:
+    """Prints the rest of a line: the base's linear alone, then each strategy."""
     problem_bytes = adapters * RANK * (out + width) * arena.itemsize
     problems = [
         low_rank_problem(
@@ -85,12 +90,15 @@ def measure(
     ]
     rotation = itertools.cycle(problems)
     weight = torch.randn(out, width, dtype=x)
-    cells = [microseconds(lambda: F.linear(problems[0].x, weight))]
-    cells += [microseconds(lambda: strategy(next(rotation))) for strategy in STRATEGIES]
+    cells = [microseconds(lambda: linear(problems[0].x, weight))]
+    cells += [
+        microseconds(partial(lambda run: run(next(rotation)), strategy)) for strategy in STRATEGIES
+    ]
     print("".join(f"{cell:14.0f}" for cell in cells), flush=True)
 
 
 def main() -> None:
+    """Prints the table, one thread."""
     torch.set_num_threads(1)
     header = ("base linear", *(strategy.__name__ for strategy in STRATEGIES))
     print(f"{'case':<46}" + "".join(f"{name:>14}" for name in header))

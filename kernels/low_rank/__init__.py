@@ -1,9 +1,11 @@
 """Low-rank additions for many adapters in one batch. Knows no requests, names or files."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from weft.kernels.low_rank import reference
+from weft.kernels.low_rank import cpu, reference
 from weft.kernels.low_rank.table import LowRankTable
 from weft.kernels.segments import Segments
 
@@ -17,7 +19,7 @@ def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments)
     x: [rows, in_features], any dtype that matmul knows; the arena's dtype may differ
     Sums are accumulated in float32 in a fixed order; a row's sum never reads another row.
     """
-    reference.low_rank_add_(y, x, table, segments)
+    _backend(y).low_rank_add_(y, x, table, segments)
 
 
 def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: Segments) -> None:
@@ -26,9 +28,13 @@ def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: S
     y: [rows, out_features], changed in place; rows of no segment keep their bits
     ids: int64 [rows], each in [0, in_features)
     """
-    reference.low_rank_embed_add_(y, ids, table, segments)
+    _backend(y).low_rank_embed_add_(y, ids, table, segments)
 
 
 def arena_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype:
     """The dtype in which adapters should lie for a base that computes in `compute_dtype`."""
     return torch.float32 if device.type == "cpu" else compute_dtype
+
+
+def _backend(y: Tensor) -> ModuleType:
+    return cpu if y.device.type == "cpu" else reference

@@ -1,0 +1,113 @@
+"""Random problems and the one comparison for kernel tests and benchmarks. Knows no backend."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from weft.kernels.low_rank.table import LowRankTable
+from weft.kernels.segments import Segments
+
+Popularity = Literal["distinct", "uniform", "skewed", "identical"]
+POPULARITIES: tuple[Popularity, ...] = ("distinct", "uniform", "skewed", "identical")
+
+# Problems are scaled so that results are of size 1: one rounding step of the dtype, with room for
+# sums in another order.
+_TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Raises AssertionError where results computed in `dtype` differ by more than its rounding."""
+    tolerance = _TOLERANCES[dtype]
+    torch.testing.assert_close(actual.float(), expected.float(), rtol=tolerance, atol=tolerance)
+
+
+@dataclass(frozen=True)
+class LowRankProblem:
+    """Arguments of a low-rank verb: y is [rows, out_features], x [rows, in_features]."""
+
+    y: Tensor
+    x: Tensor
+    ids: Tensor
+    table: LowRankTable
+    segments: Segments
+
+
+def low_rank_problem(
+    *,
+    rows: int,
+    ranks: Sequence[int],
+    in_features: int,
+    out_features: int,
+    popularity: Popularity = "distinct",
+    base_rows: int = 0,
+    dtype: torch.dtype = torch.float32,
+    arena_dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> LowRankProblem:
+    """`base_rows` rows of the base, then `rows` rows of adapters with these ranks, sorted by slot.
+
+    A rank of 0 is an adapter that has no pair in the module. Pairs lie in the arena in random
+    order, with gaps of NaN that no kernel may read.
+    """
+    random = torch.Generator().manual_seed(seed)
+    slots = [-1] * base_rows + _slots(popularity, rows, len(ranks), random)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    return LowRankProblem(
+        y=normal(len(slots), out_features).to(device, dtype),
+        x=normal(len(slots), in_features).to(device, dtype),
+        ids=torch.randint(in_features, (len(slots),), generator=random).to(device),
+        table=_table(ranks, in_features, out_features, random, arena_dtype, device),
+        segments=Segments.from_slots(slots),
+    )
+
+
+def _slots(popularity: Popularity, rows: int, adapters: int, random: torch.Generator) -> list[int]:
+    numbers = torch.arange(rows)
+    if popularity == "identical":
+        slots = torch.full((rows,), adapters - 1)
+    elif popularity == "uniform":
+        slots = torch.randint(adapters, (rows,), generator=random)
+    elif popularity == "skewed":
+        weights = 1 / torch.arange(1, adapters + 1) ** 1.5
+        slots = torch.multinomial(weights, rows, replacement=True, generator=random)
+    else:
+        slots = numbers % adapters
+    return sorted(slots.tolist())
+
+
+def _table(
+    ranks: Sequence[int],
+    in_features: int,
+    out_features: int,
+    random: torch.Generator,
+    dtype: torch.dtype,
+    device: str,
+) -> LowRankTable:
+    width, gap = in_features + out_features, 8
+    arena = torch.full((sum(ranks) * width + 2 * gap * len(ranks),), torch.nan)
+    table = LowRankTable(arena.to(device, dtype), len(ranks), in_features, out_features)
+    offset = 0
+    for slot in torch.randperm(len(ranks), generator=random).tolist():
+        rank = ranks[slot]
+        if rank == 0:
+            continue
+        offset_b = offset + rank * in_features + gap
+        table.set(slot, offset, offset_b, rank)
+        offset = offset_b + rank * out_features + gap
+        a, b = _filled(table, slot)
+        a.copy_(torch.randn(a.shape, generator=random) * in_features**-0.5)
+        b.copy_(torch.randn(b.shape, generator=random) * rank**-0.5)
+    return table
+
+
+def _filled(table: LowRankTable, slot: int) -> tuple[Tensor, Tensor]:
+    pair = table.pair(slot)
+    assert pair is not None
+    return pair
