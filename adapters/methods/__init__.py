@@ -1,0 +1,40 @@
+"""From an adapter's files to the operations that the engine computes: one module a method family.
+
+Each family has the same verb, `lower(checkpoint, tensors, base)`, and is named in one table here.
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from weft.adapters.base import BaseModules
+from weft.adapters.checkpoint import Checkpoint
+from weft.adapters.methods import lora
+from weft.adapters.methods.fields import invalid
+from weft.adapters.plan import AdapterPlan
+
+Lower = Callable[[Checkpoint, Mapping[str, Tensor], BaseModules], AdapterPlan]
+
+METHODS: Mapping[str, Lower] = {"LORA": lora.lower}
+
+_NEVER = {
+    "ADAMSS": "its blocks come from a decomposition of the base that cannot be repeated elsewhere",
+    "LILY": "its router averages over the whole batch, so answers would depend on other requests",
+    "PSOFT": "its bases come from a decomposition of the base that cannot be repeated elsewhere",
+    "SHADOW": "it is a second model with a cache of its own",
+    "XLORA": "it mixes other adapters, which one version does not hold",
+}
+
+
+def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModules) -> AdapterPlan:
+    """The plan of a version, in float32 on the host; `tensors` as `read_tensors` gives them.
+
+    Raises AdapterInvalid for whatever would not be computed exactly as the adapter was trained.
+    """
+    method = checkpoint.config.get("peft_type")
+    if not isinstance(method, str):
+        raise invalid("peft_type", "is missing: only adapters in PEFT's format are served")
+    if method not in METHODS:
+        reason = _NEVER.get(method, f"only {', '.join(METHODS)} is served")
+        raise invalid("peft_type", f"{method!r} is not served: {reason}")
+    return METHODS[method](checkpoint, tensors, base)

@@ -1,0 +1,131 @@
+"""LoRA: low-rank pairs on linear layers and embeddings. Knows the file's layout and its traps."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from weft.adapters.base import BaseModules, TargetModule
+from weft.adapters.checkpoint import Checkpoint
+from weft.adapters.errors import AdapterInvalid
+from weft.adapters.header import WEIGHTS_NAME
+from weft.adapters.methods import base_copies
+from weft.adapters.methods.changed_base import base_change
+from weft.adapters.methods.fields import invalid
+from weft.adapters.methods.lora_config import LoraConfig, Strength
+from weft.adapters.methods.names import NamedTensors
+from weft.adapters.plan import AdapterPlan, LowRank
+
+_FOREIGN = (
+    (r"\.lora_magnitude_vector", "is a DoRA magnitude, but use_dora is not set"),
+    (r"\.lora_B\.bias$", "is a bias of the adapter, but lora_bias is not set"),
+    (r"\.lora_diag", "belongs to KaSA, but kasa_config is not set"),
+    (r"\.modules_to_save\.", "is a whole module, but modules_to_save is not set"),
+    (r"\.token_adapter\.", "holds trained tokens, but trainable_token_indices is not set"),
+    (r"\.base_layer\.lora_", "is LoRA on a bare parameter, but target_parameters is not set"),
+)
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_NO_EFFECT = 1e-6
+
+
+def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModules) -> AdapterPlan:
+    """One `LowRank` for each module that the configuration selects, in float32.
+
+    Raises AdapterInvalid unless configuration, file and base agree on every module and tensor.
+    """
+    config = LoraConfig.read(checkpoint.config)
+    named = NamedTensors(tensors)
+    modules = _selected(config, named, base)
+    _refuse_foreign(named, modules, base)
+    changes: dict[str, LowRank] = {}
+    ops: dict[str, LowRank] = {}
+    for name, strength in config.strengths(modules).items():
+        ops[name] = _pair(named, base[name], strength)
+        change = base_change(config.init, base, name, strength)
+        if change is not None:
+            changes[name] = change
+            ops[name] = _joined(ops[name], change)
+    base_copies.drop(named, base, changes)
+    _require_effect(ops)
+    return AdapterPlan(checkpoint.digest, "lora", ops)
+
+
+def part_names(module: TargetModule) -> tuple[str, str]:
+    """What the file calls the module's A and B."""
+    if module.kind == "embedding":
+        return f"{module.name}.lora_embedding_A", f"{module.name}.lora_embedding_B"
+    return f"{module.name}.lora_A.weight", f"{module.name}.lora_B.weight"
+
+
+def _selected(config: LoraConfig, named: NamedTensors, base: BaseModules) -> list[str]:
+    """The modules to adapt, in the base's order.
+
+    With weight tying, an adapter of the embedding may bring one of the head, or not: the file says.
+    """
+    selected = config.targets.select(base)
+    if config.tied and selected & base.tied:
+        selected |= {name for name in base.tied if part_names(base[name])[0] in named}
+    for name in selected:
+        if base[name].refusal:
+            raise invalid("target_modules", f"selects {name}, but {base.explain(name)}")
+    return [name for name in base if name in selected]
+
+
+def _refuse_foreign(named: NamedTensors, modules: list[str], base: BaseModules) -> None:
+    """Names in the file and modules of the configuration must be the same; says what is not.
+
+    A foreign name is told first: it explains best why a module seems to be missing.
+    """
+    expected = {part: name for name in modules for part in part_names(base[name])}
+    for name in named:
+        if name not in expected and base_copies.module_of(name, base) is None:
+            raise named.refusal(name, _why_foreign(name, modules, base))
+    for part, name in expected.items():
+        if part not in named:
+            raise AdapterInvalid(
+                WEIGHTS_NAME, f"holds no {part}, but the configuration selects {name}"
+            )
+
+
+def _why_foreign(name: str, modules: list[str], base: BaseModules) -> str:
+    for pattern, reason in _FOREIGN:
+        if re.search(pattern, name):
+            return reason
+    module, lora, _ = name.rpartition(".lora_")
+    if not lora:
+        return "is not a tensor of LoRA; whole tensors and biases of the base are not served"
+    if module not in base and _EXPERT.search(name):
+        return "adapts one expert of a mixture, which this base computes as one fused tensor"
+    if module not in base:
+        return base.explain(module)
+    if module not in modules:
+        return f"is of module {module}, which the configuration does not select"
+    return f"is not a tensor of LoRA on {module}, a module of kind {base[module].kind}"
+
+
+def _pair(named: NamedTensors, module: TargetModule, strength: Strength) -> LowRank:
+    part_a, part_b = part_names(module)
+    a = named.take(part_a, (strength.rank, module.in_features)).float()
+    b = named.take(part_b, (module.out_features, strength.rank)).float()
+    b = b.T.contiguous() * (strength.scaling * module.scale)
+    if not bool(torch.isfinite(b).all()):
+        raise AdapterInvalid(part_b, "overflows when multiplied by its scaling")
+    return LowRank(a, b)
+
+
+def _joined(first: LowRank, second: LowRank) -> LowRank:
+    return LowRank(torch.cat([first.a, second.a]), torch.cat([first.b, second.b]))
+
+
+def _require_effect(ops: Mapping[str, LowRank]) -> None:
+    """At least one op must change its module's output by more than rounding does."""
+    if not any(_changes(op) for op in ops.values()):
+        raise AdapterInvalid(WEIGHTS_NAME, "changes nothing: every update is zero (not trained?)")
+
+
+def _changes(op: LowRank) -> bool:
+    a, b = op.a.double(), op.b.double()
+    terms = (a @ a.T) * (b @ b.T)  # their sum is the squared norm of aᵀ b
+    scale = float(terms.diagonal().sum())
+    return scale > 0 and float(terms.sum()) > _NO_EFFECT**2 * scale

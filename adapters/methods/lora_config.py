@@ -1,0 +1,145 @@
+"""The fields of a LoRA configuration that change what is computed, and why others are refused."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+
+from weft.adapters.methods.fields import Fields, finite_number, invalid, positive_integer
+from weft.adapters.methods.patterns import Patterns
+from weft.adapters.methods.targets import TargetRule
+from weft.adapters.strict_json import Json
+
+T = TypeVar("T")
+Init = Literal["plain", "pissa", "olora"]
+
+_WHOLE_TAIL = r"(.*\.)?({})$"
+
+_CONVERT = (
+    "convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...) writes an "
+    "adapter that needs no changed base"
+)
+_TRAINING_ONLY = (
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "monteclora_config",
+    "qalora_group_size",
+    "velora_config",
+)
+_REFUSED = {
+    "alora_invocation_tokens": "activated LoRA is not served",
+    "arrow_config": "Arrow routes over other adapters, which one version does not hold",
+    "kasa_config": "KaSA truncates the base's weights, which is not served",
+    "layer_replication": "a base with replicated layers is another model",
+    "lora_bias": "a bias in the adapter is not served",
+    "megatron_config": "Megatron's parallel layers are not served",
+    "modules_to_save": "whole modules in an adapter are not served",
+    "target_parameters": "LoRA on bare parameters (such as fused experts) is not served",
+    "trainable_token_indices": "trained token embeddings are not served",
+    "use_bdlora": "block-diagonal LoRA is not served",
+    "use_dora": "DoRA is not served",
+    "use_qalora": "QA-LoRA is not served",
+}
+_INITS: Mapping[str, Init] = {
+    "gaussian": "plain",
+    "orthogonal": "plain",
+    "eva": "plain",
+    "mica": "plain",
+    "pissa": "pissa",
+    "olora": "olora",
+}
+_REFUSED_INITS = {
+    "corda": "CorDA trains beside a changed base; " + _CONVERT,
+    "lora_ga": "LoRA-GA trains beside a changed base; " + _CONVERT,
+    "loftq": "LoftQ trains beside a requantised base",
+}
+
+
+class Strength(NamedTuple):
+    """Of one module: the rank of its pair, and what its product is multiplied by."""
+
+    rank: int
+    scaling: float
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What a LoRA computes: `y += scaling(module) · B A x` for each selected module.
+
+    rank_pattern, alpha_pattern: exceptions of rank and alpha by a pattern of module names; the
+        first that matches holds
+    init: "plain", or how the base's weights were changed before training
+    tied: whether an adapter of the embedding may come with one of the head that is tied to it
+    """
+
+    rank: int
+    alpha: float
+    rslora: bool
+    targets: TargetRule
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    init: Init
+    tied: bool
+
+    @classmethod
+    def read(cls, config: Mapping[str, Json]) -> "LoraConfig":
+        """Raises AdapterInvalid naming the field that is wrong, unknown or not served."""
+        fields = Fields(config)
+        fields.refuse(_REFUSED)
+        fields.ignore(*_TRAINING_ONLY)
+        fields.flag("fan_in_fan_out")  # how the base stores a weight; LoRA's layout is the same
+        if (bias := fields.get("bias")) not in (None, "none"):
+            raise invalid("bias", f"{bias!r} is not served: the base's biases are shared")
+        init = _init(fields)
+        result = cls(
+            rank=fields.integer("r", 8),
+            alpha=fields.number("lora_alpha", 8),
+            rslora=fields.flag("use_rslora"),
+            targets=TargetRule.read(fields),
+            rank_pattern=fields.table("rank_pattern", positive_integer),
+            alpha_pattern=fields.table("alpha_pattern", finite_number),
+            init=init,
+            tied=fields.flag("ensure_weight_tying"),
+        )
+        fields.finish()
+        return result
+
+    def strengths(self, modules: Iterable[str]) -> dict[str, Strength]:
+        """Rank and scaling of each module, by name."""
+        rank_of = _first_match(self.rank_pattern, self.rank, "rank_pattern")
+        alpha_of = _first_match(self.alpha_pattern, self.alpha, "alpha_pattern")
+        result = {}
+        for name in modules:
+            rank = rank_of(name)
+            divisor = math.sqrt(rank) if self.rslora else rank
+            result[name] = Strength(rank, alpha_of(name) / divisor)
+        return result
+
+
+def _init(fields: Fields) -> Init:
+    value = fields.get("init_lora_weights")
+    if value is None or isinstance(value, bool):
+        return "plain"
+    name = value.lower() if isinstance(value, str) else ""
+    if name in _INITS:
+        return _INITS[name]
+    if name.startswith("pissa_niter"):
+        reason = "a randomised decomposition cannot be repeated; " + _CONVERT
+    else:
+        reason = _REFUSED_INITS.get(name, "is a way to train that this server does not know")
+    raise invalid("init_lora_weights", f"{value!r}: {reason}")
+
+
+def _first_match(patterns: Mapping[str, T], default: T, field: str) -> Callable[[str], T]:
+    matcher = Patterns(field)
+    compiled = [(matcher.compile(key, _WHOLE_TAIL), value) for key, value in patterns.items()]
+
+    def value_of(name: str) -> T:
+        matching = (value for pattern, value in compiled if matcher.match(pattern, name))
+        return next(matching, default)
+
+    return value_of

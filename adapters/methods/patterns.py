@@ -1,0 +1,47 @@
+"""Regular expressions out of an upload: what `re` accepts, matched within a bounded time."""
+
+import re
+from time import monotonic
+
+import regex
+
+from weft.adapters.methods.fields import invalid
+
+_MAX_LENGTH = 4096
+_SECONDS = 1.0
+
+
+class Patterns:
+    """Compiles and matches the patterns of one configuration field on one time budget.
+
+    The `regex` package is used because it can stop a match that explodes, and lets other threads
+    run meanwhile; a pattern must be one that `re` accepts too, which is what trainers match with.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._left = _SECONDS
+
+    def compile(self, pattern: str, template: str = "{}") -> "regex.Pattern[str]":
+        """The pattern put into `template`; raises AdapterInvalid where it is not valid."""
+        if len(pattern) > _MAX_LENGTH:
+            raise invalid(self._field, f"a pattern is longer than {_MAX_LENGTH} characters")
+        text = template.replace("{}", pattern)
+        try:
+            re.compile(text)
+            return regex.compile(text)
+        except (re.error, regex.error, RecursionError, OverflowError):
+            raise invalid(self._field, "is not a valid regular expression") from None
+
+    def match(
+        self, pattern: "regex.Pattern[str]", name: str, *, whole: bool = False
+    ) -> "regex.Match[str] | None":
+        """Matches at the start of `name`, or all of it; raises AdapterInvalid at budget's end."""
+        started = monotonic()
+        match = pattern.fullmatch if whole else pattern.match
+        try:
+            found = match(name, timeout=max(self._left, 1e-6), concurrent=True)
+        except TimeoutError:
+            raise invalid(self._field, "its patterns take too long to match") from None
+        self._left -= monotonic() - started
+        return found
