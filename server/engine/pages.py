@@ -45,26 +45,27 @@ class PagePool:
 
     @property
     def available(self) -> int:
-        """How many pages `allocate` can give."""
+        """How many pages `take` can give."""
         return len(self._free) + len(self._cached)
 
-    def references(self, page: int) -> int:
-        """How many owners a page has."""
-        return self._references[page]
+    @property
+    def referenced(self) -> dict[int, int]:
+        """Owners of each page that has any."""
+        return {page: count for page, count in enumerate(self._references) if count}
 
-    def allocate(self, count: int) -> list[int] | None:
-        """Takes `count` pages with one reference each. Fewer there: None, and nothing taken."""
+    def take(self, count: int) -> list[int]:
+        """Takes `count` pages with one reference each; at most `available`, else ValueError."""
         if count > self.available:
-            return None
+            raise ValueError(f"{count} pages wanted, {self.available} available")
         pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
         for page in pages:
             self._references[page] = 1
         return pages
 
-    def share(self, key: bytes, tokens: tuple[int, ...]) -> int | None:
-        """References the page that holds exactly this content; None if there is none."""
-        page = self._page_of.get(key)
-        if page is None or self._content[page].tokens != tokens:
+    def share(self, content: Content) -> int | None:
+        """References the page that holds exactly this; None if there is none."""
+        page = self._page_of.get(content.key)
+        if page is None or self._content[page].tokens != content.tokens:
             return None
         if self._references[page] == 0:
             del self._cached[page]
@@ -91,7 +92,7 @@ class PagePool:
 
     def check(self) -> tuple[str, ...]:
         """The broken invariants; empty when sound."""
-        referenced = {page for page, count in enumerate(self._references) if count > 0}
+        referenced = self.referenced.keys()
         free, cached = set(self._free), set(self._cached)
         broken = {
             "pages: free + referenced + cached = total": len(referenced) + self.available

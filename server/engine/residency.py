@@ -1,25 +1,27 @@
 """What the scheduler asks of whoever keeps adapters on the device. Knows no tensors, no files."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
+from weft.adapters.errors import AdapterCorrupt, AdapterInvalid
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
 
 
 class Residency(Protocol):
-    """Adapters' places on the device. No verb blocks; loads go on beside the caller."""
+    """Adapters' places on the device. No verb blocks; loads go on beside the caller.
+
+    Room is given between steps, to whoever asked first of those that fit.
+    """
 
     def ensure(self, digest: str) -> Presence:
-        """Sees to it that a version comes to the device, evicting unreferenced versions for it.
+        """Says where a version is, and sees to it that it comes nearer.
 
-        DEVICE: `acquire` will succeed now. LOADING: on its way, ask again. WAITING: what is
-        referenced or pinned leaves no room; ask again, or make room first (`victims_for`).
-        FAILED: it cannot come at all (invalid, damaged, or larger than what pins leave).
+        DEVICE: `acquire` succeeds now. LOADING: ask again. WAITING: loaded, gets room once enough
+        versions are unreferenced; ask again. FAILED: cannot come (invalid, damaged, too large).
         """
 
-    def error(self, digest: str) -> str:
-        """The code of the error catalogue for a version that `ensure` called FAILED."""
+    def error(self, digest: str) -> Exception:
+        """Why `ensure` said FAILED."""
 
     def acquire(self, digest: str) -> SlotRef:
         """References a version that is on the device: its slot stays as it is until `release`."""
@@ -27,9 +29,18 @@ class Residency(Protocol):
     def release(self, ref: SlotRef) -> None:
         """Gives a reference back, exactly once."""
 
-    def victims_for(self, digest: str, drainable: Sequence[str]) -> tuple[str, ...] | None:
-        """Which of `drainable` must lose all references so that a WAITING version finds room.
+    def victims_for(self, digest: str) -> tuple[str, ...]:
+        """Which referenced versions to release, least recently used first, so that this one fits.
 
-        `drainable` is ordered, the best one to take first. After their release `ensure(digest)`
-        finds room. None: not even all of them would do.
+        Until the next step no room is given to any other. Empty: there is nothing to release, or
+        room is being made for another version.
         """
+
+
+def error_code(error: Exception) -> str:
+    """The code of the error catalogue for an adapter that did not come."""
+    if isinstance(error, AdapterCorrupt):
+        return "adapter_corrupt"
+    if isinstance(error, AdapterInvalid):
+        return "adapter_invalid"
+    return "internal_error"

@@ -1,0 +1,152 @@
+"""Whose adapter is on the device, and which one must give way to one that waited long enough.
+
+Knows the demand for adapters, neither pages nor turns: the scheduler acts on what the gate says.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from weft.adapters.pool import SlotRef
+from weft.adapters.presence import Presence
+from weft.server.engine.residency import Residency, error_code
+from weft.server.engine.sequence import Sequence, Status
+
+
+@dataclass(eq=False, slots=True)
+class Demand:
+    """All live sequences of one adapter version; together they hold one reference to its slot."""
+
+    digest: str
+    waiting_since: float
+    ref: SlotRef | None = None
+    members: dict[int, Sequence] = field(default_factory=dict)  # by arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What changed: demands that lost their slot, that will never get one (code), that got one."""
+
+    drained: list[Demand] = field(default_factory=list)
+    failed: list[tuple[Demand, str]] = field(default_factory=list)
+    opened: list[Demand] = field(default_factory=list)
+
+
+class AdapterGate:
+    """Loads what is wanted, oldest demand first, and bounds how long a demand waits for room.
+
+    A version with live sequences stays on the device until another one has waited `patience`
+    seconds; then it is drained, unless it came less than `patience` seconds ago: each stay is long
+    enough to be worth its load. While an overdue demand waits for such a stay to end, no other one
+    gets room, so that many small versions cannot starve a large one.
+    """
+
+    WINDOW = 32  # demands polled per step, so that its cost does not grow with the queue
+
+    def __init__(self, residency: Residency, patience: float, clock: Callable[[], float]) -> None:
+        self._residency = residency
+        self._patience = patience
+        self._clock = clock
+        self._demands: dict[str, Demand] = {}
+        self._pending: dict[str, Demand] = {}  # those without a slot, longest waiting first
+        self._stays: dict[int, tuple[int, float]] = {}  # slot → generation, and when it came
+
+    @property
+    def demand(self) -> dict[str, int]:
+        """Live sequences of each wanted version."""
+        return {digest: len(demand.members) for digest, demand in self._demands.items()}
+
+    def ref(self, seq: Sequence) -> SlotRef | None:
+        """The slot of the sequence's adapter; None for the base model, or while it isn't there."""
+        return self._demands[seq.adapter].ref if seq.adapter else None
+
+    def passable(self, seq: Sequence) -> bool:
+        """Whether the sequence could be computed now."""
+        return seq.adapter is None or self._demands[seq.adapter].ref is not None
+
+    def join(self, seq: Sequence) -> None:
+        """A sequence begins to live: its adapter is wanted."""
+        if seq.adapter is None:
+            return
+        demand = self._demands.get(seq.adapter)
+        if demand is None:
+            demand = self._demands[seq.adapter] = Demand(seq.adapter, self._clock())
+            if self._residency.ensure(seq.adapter) is Presence.DEVICE:
+                self._open(demand)
+            else:
+                self._pending[seq.adapter] = demand
+        demand.members[seq.arrival] = seq
+
+    def leave(self, seq: Sequence) -> None:
+        """A sequence ended; the last one of its adapter gives the slot back."""
+        if seq.adapter is None:
+            return
+        demand = self._demands[seq.adapter]
+        del demand.members[seq.arrival]
+        if not demand.members:
+            if demand.ref is not None:
+                self._residency.release(demand.ref)
+            del self._demands[seq.adapter]
+            self._pending.pop(seq.adapter, None)
+
+    def poll(self) -> Passage:
+        """Asks after the longest waiting demands, and makes room for those that waited too long."""
+        passage = Passage()
+        for demand in list(islice(self._pending.values(), self.WINDOW)):
+            presence = self._residency.ensure(demand.digest)
+            if presence is Presence.DEVICE:
+                del self._pending[demand.digest]
+                self._open(demand)
+                passage.opened.append(demand)
+            elif presence is Presence.WAITING and self._overdue(demand.waiting_since):
+                passage.drained.extend(self._make_room(demand))
+            elif presence is Presence.FAILED:
+                code = error_code(self._residency.error(demand.digest))
+                passage.failed.append((demand, code))
+        return passage
+
+    def check(self, live: Iterable[Sequence]) -> tuple[str, ...]:
+        """The broken invariants; empty when sound."""
+        members = [seq for demand in self._demands.values() for seq in demand.members.values()]
+        wanting = [seq for seq in live if seq.adapter]
+        broken = {
+            "adapters: demanded by exactly the live sequences": len(members) == len(wanting)
+            and set(members) == set(wanting),
+            "adapters: no demand without members": all(d.members for d in self._demands.values()),
+            "adapters: pending are those without a slot": self._pending.keys()
+            == {d.digest for d in self._demands.values() if d.ref is None},
+            "adapters: a running sequence uses its demand's slot": all(
+                seq.slot == self.ref(seq) for seq in wanting if seq.status is Status.RUNNING
+            ),
+            "adapters: each slot belongs to one digest": len(
+                {d.ref.slot for d in self._demands.values() if d.ref}
+            )
+            == len(self._demands) - len(self._pending),
+        }
+        return tuple(name for name, holds in broken.items() if not holds)
+
+    def _open(self, demand: Demand) -> None:
+        demand.ref = ref = self._residency.acquire(demand.digest)
+        generation, _ = self._stays.get(ref.slot, (None, 0.0))
+        if generation != ref.generation:
+            self._stays[ref.slot] = (ref.generation, self._clock())
+
+    def _make_room(self, demand: Demand) -> list[Demand]:
+        """Takes the slots of those who must go, unless one of them only just came."""
+        victims = [self._demands.get(d) for d in self._residency.victims_for(demand.digest)]
+        drained = [victim for victim in victims if victim is not None and self._may_go(victim)]
+        if len(drained) < len(victims):
+            return []
+        for victim in drained:
+            if victim.ref is not None:
+                self._residency.release(victim.ref)
+            victim.ref = None
+            victim.waiting_since = self._clock()
+            self._pending[victim.digest] = victim
+        return drained
+
+    def _may_go(self, demand: Demand) -> bool:
+        return demand.ref is not None and self._overdue(self._stays[demand.ref.slot][1])
+
+    def _overdue(self, since: float) -> bool:
+        return self._clock() - since >= self._patience

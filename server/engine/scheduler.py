@@ -1,0 +1,324 @@
+"""Which tokens the next step computes, and what becomes of a sequence from arrival to its one end.
+
+Composes what others decide: whose turn it is (fairness), whose adapter is there (gate), which pages
+it owns and need not compute (page_tables), when it is done (finish). Knows no tensors and no text.
+"""
+
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+
+from weft.server.engine.fairness import FairQueue
+from weft.server.engine.finish import FinishRules
+from weft.server.engine.gate import AdapterGate
+from weft.server.engine.page_tables import PageTables
+from weft.server.engine.messages import Generate
+from weft.server.engine.prefix_cache import PrefixRoot
+from weft.server.engine.residency import Residency
+from weft.server.engine.sequence import Finish, Sequence, Status
+from weft.server.engine.step_plan import Scheduled, StepPlan
+
+_arrival = attrgetter("arrival")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one engine can hold, and do in a step.
+
+    num_pages: KV pages, page 0 included   page_size: tokens in a page
+    max_num_seqs: sequences running at a time   max_num_batched_tokens: rows in a step
+    max_model_len: positions in a sequence   patience: seconds until an adapter gets room by force
+    """
+
+    num_pages: int
+    page_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    eos_token_ids: frozenset[int] = frozenset()
+    patience: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_num_seqs < 1 or self.page_size < 1:
+            raise ValueError("max_num_seqs and page_size must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}): a running sequence decodes in every step"
+            )
+        if self.patience <= 0:
+            raise ValueError("patience must be more than 0 seconds")
+
+
+class Scheduler:
+    """Continuous batching over paged KV for many tenants and many adapters.
+
+    In turn: `plan`, the model, `commit`, `take_ended`; `add`, `abort` and `fail` between any two.
+    Each child of a request ends exactly once, whatever happens.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        residency: Residency,
+        prefix_root: PrefixRoot | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Without a `prefix_root` sequences share no pages. `clock`: seconds, monotonic."""
+        self.limits = limits
+        self.tables = PageTables(limits.num_pages, limits.page_size, prefix_root)
+        self.preemptions = 0
+        self._finish = FinishRules(limits.eos_token_ids, limits.max_model_len)
+        self._gate = AdapterGate(residency, limits.patience, clock)
+        self._queue = FairQueue()
+        self._running: list[Sequence] = []  # by arrival
+        self._requests: dict[str, list[Sequence]] = {}  # live children by request id
+        self._ended: list[Sequence] = []
+        self._arrivals = 0
+
+    @property
+    def running(self) -> int:
+        """Sequences that own pages."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Live sequences that do not run: for their turn, their adapter or their sibling."""
+        return sum(map(len, self._requests.values())) - len(self._running)
+
+    @property
+    def adapters(self) -> dict[str, int]:
+        """Live sequences of each adapter version that has any."""
+        return self._gate.demand
+
+    # ---- arrival and end
+
+    def add(self, request: Generate) -> None:
+        """Takes a request in; one that can never be served ends at once. The id is a new one."""
+        if request.id in self._requests:
+            raise ValueError(f"request {request.id} is here already")
+        first = self._arrivals
+        self._arrivals += request.n
+        children = [
+            Sequence(request, index, first + index, list(request.prompt))
+            for index in range(request.n)
+        ]
+        self._requests[request.id] = children
+        for seq in children:
+            self._gate.join(seq)
+        if error := self._refusal(request):
+            self._end_all(children, Finish("error", error=error))
+        else:
+            self._start(children[:1] if self._shares_prompt(request) else children)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request's children, or one of them, whatever they are doing."""
+        children = self._requests.get(request_id, [])
+        self._end_all([s for s in children if index in (None, s.index)], Finish("abort"))
+
+    def fail(self, seq: Sequence, code: str) -> None:
+        """Ends one sequence with a code of the error catalogue."""
+        self._end_all([seq], Finish("error", error=code))
+
+    def take_ended(self) -> list[Sequence]:
+        """The sequences that ended since the last call, each handed out once."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    # ---- a step
+
+    def plan(self) -> StepPlan:
+        """Chooses the next step: decodes first, then prefill by fair share within the budget."""
+        self._settle_adapters()
+        rows = self._decodes()
+        rows += self._prefills(self.limits.max_num_batched_tokens - len(rows))
+        return StepPlan(tuple(sorted(rows, key=lambda row: (row.slot, row.seq.arrival))))
+
+    def commit(self, plan: StepPlan, tokens: Iterable[int]) -> None:
+        """Records a step: `tokens` holds the next token of each of `plan.sampling`, in order."""
+        sampled = iter(tokens)
+        for item in plan.items:
+            token = next(sampled) if item.samples else None
+            if item.seq.status is Status.RUNNING:  # else it ended while the step ran
+                self._advance(item, token)
+
+    def _settle_adapters(self) -> None:
+        passage = self._gate.poll()
+        for demand in passage.drained:
+            for seq in demand.members.values():
+                self._park(seq)
+        for demand, code in passage.failed:
+            self._end_all(list(demand.members.values()), Finish("error", error=code))
+        for demand in passage.opened:
+            self._start(s for s in demand.members.values() if s.status is Status.PARKED)
+
+    def _decodes(self) -> list[Scheduled]:
+        return [self._schedule(seq, 1) for seq in tuple(self._running) if self._can_decode(seq)]
+
+    def _prefills(self, budget: int) -> list[Scheduled]:
+        rows = []
+        begun = [seq for seq in self._running if seq.remaining > 1]
+        has_room = True
+        while budget > 0:
+            may_admit = has_room and len(self._running) < self.limits.max_num_seqs
+            seq = self._queue.least_served(begun, with_queued=may_admit)
+            if seq is None:
+                break
+            if seq.status is Status.RUNNING:
+                begun.remove(seq)
+            elif not self._admit(seq):
+                has_room = False
+                continue
+            count = min(budget, seq.remaining)
+            rows.append(self._schedule(seq, count))
+            budget -= count
+        return rows
+
+    def _can_decode(self, seq: Sequence) -> bool:
+        """Asked in the order of arrival: an earlier one's growth may have preempted `seq`."""
+        return seq.status is Status.RUNNING and seq.remaining == 1 and self._grow(seq)
+
+    def _schedule(self, seq: Sequence, count: int) -> Scheduled:
+        stop = seq.computed + count
+        self._queue.charge(seq, stop)
+        samples = stop == len(seq.tokens) and seq.sampling.max_tokens > 0
+        return Scheduled(seq, seq.computed, count, samples)
+
+    def _advance(self, item: Scheduled, token: int | None) -> None:
+        seq = item.seq
+        seq.computed = item.start + item.count
+        self.tables.prefixes.publish(seq)
+        if item.start < seq.prompt_len <= seq.computed:
+            self._start(s for s in self._requests[seq.request.id] if s.status is Status.HELD)
+        if token is not None:
+            seq.tokens.append(token)
+        if token is not None or not seq.remaining:
+            finish = self._finish.finish_reason(seq)
+            if finish is not None:
+                self._end(seq, finish)
+
+    # ---- from one status to another
+
+    def _start(self, seqs: Iterable[Sequence]) -> None:
+        """Lets sequences wait for their turn, or for their adapter."""
+        for seq in seqs:
+            if self._gate.passable(seq):
+                seq.status = Status.QUEUED
+                self._queue.push(seq)
+            else:
+                seq.status = Status.PARKED
+
+    def _admit(self, seq: Sequence) -> bool:
+        """Lets the queue's choice run, if pages suffice and each running one can still grow."""
+        if not self.tables.admit(seq, spare=len(self._running)):
+            return False
+        if not seq.preemptions:
+            seq.cached_tokens = seq.computed
+        self._queue.remove(seq)
+        seq.slot = self._gate.ref(seq)
+        seq.status = Status.RUNNING
+        insort(self._running, seq, key=_arrival)
+        return True
+
+    def _grow(self, seq: Sequence) -> bool:
+        """Makes room for the next token, if need be at the cost of those that arrived later.
+
+        The latest arrival waits for a page and keeps those it has: earlier ones can take them.
+        """
+        while not self.tables.grow(seq):
+            latest = self._running[-1]
+            if latest is seq:
+                return False
+            self._preempt(latest)
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Back to the queue: tokens are kept, their KV will be computed again."""
+        self._vacate(seq)
+        seq.preemptions += 1
+        self.preemptions += 1
+        self._start([seq])
+
+    def _park(self, seq: Sequence) -> None:
+        """Its adapter left the device."""
+        if seq.status is Status.RUNNING:
+            self._preempt(seq)
+        elif seq.status is Status.QUEUED:
+            self._queue.remove(seq)
+            seq.status = Status.PARKED
+
+    def _vacate(self, seq: Sequence) -> None:
+        del self._running[bisect_left(self._running, seq.arrival, key=_arrival)]
+        self.tables.release(seq)
+        seq.slot = None
+
+    def _end(self, seq: Sequence, finish: Finish) -> None:
+        """The one place where a sequence ends and gives up all it holds."""
+        if seq.status is Status.RUNNING:
+            self._vacate(seq)
+        elif seq.status is Status.QUEUED:
+            self._queue.remove(seq)
+        self._gate.leave(seq)
+        siblings = self._requests[seq.request.id]
+        siblings.remove(seq)
+        if not siblings:
+            del self._requests[seq.request.id]
+        seq.status = Status.ENDED
+        seq.finish = finish
+        self._ended.append(seq)
+
+    def _end_all(self, seqs: Iterable[Sequence], finish: Finish) -> None:
+        """Ends those that live; where they held siblings back, one of these takes over."""
+        live = [seq for seq in seqs if seq.status is not Status.ENDED]
+        for seq in live:
+            self._end(seq, finish)
+        for request_id in dict.fromkeys(seq.request.id for seq in live):
+            siblings = self._requests.get(request_id, [])
+            if all(s.status is Status.HELD for s in siblings):
+                self._start(siblings[:1])
+
+    # ---- what holds
+
+    def _shares_prompt(self, request: Generate) -> bool:
+        """Whether later children wait for the first one's pages instead of computing their own."""
+        return self.tables.prefixes.enabled and request.sampling.prompt_logprobs is None
+
+    def _refusal(self, request: Generate) -> str | None:
+        """The error code of a request that can never be served."""
+        prompt, sampling = len(request.prompt), request.sampling
+        if not prompt:
+            return "invalid_parameter"
+        longest = min(prompt + sampling.max_tokens, self.limits.max_model_len)
+        fits_model = prompt + min(sampling.max_tokens, 1) <= self.limits.max_model_len
+        if not fits_model or not self.tables.could_hold(max(prompt, longest - 1)):
+            return "context_length_exceeded"
+        return None
+
+    def check(self) -> tuple[str, ...]:
+        """The broken invariants; empty when sound."""
+        live = [seq for children in self._requests.values() for seq in children]
+        of = {status: [s for s in live if s.status is status] for status in Status}
+        broken = {
+            "sequences: the ended are not live": not of[Status.ENDED],
+            "sequences: each waits in one place": set(self._queue) == set(of[Status.QUEUED]),
+            "sequences: running in the order of arrival": self._running
+            == sorted(of[Status.RUNNING], key=_arrival),
+            "sequences: at most max_num_seqs run": self.running <= self.limits.max_num_seqs,
+            "sequences: only the running hold pages or a slot": all(
+                not s.pages and s.slot is None and not s.computed
+                for s in live
+                if s.status is not Status.RUNNING
+            ),
+            "sequences: something is left to compute": all(s.remaining > 0 for s in live),
+            "sequences: queued only with their adapter there": all(
+                self._gate.passable(s) for s in of[Status.QUEUED]
+            )
+            and not any(self._gate.passable(s) for s in of[Status.PARKED]),
+        }
+        return (
+            *(name for name, holds in broken.items() if not holds),
+            *self.tables.check(live),
+            *self._gate.check(live),
+        )
