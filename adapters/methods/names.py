@@ -13,8 +13,13 @@ _PREFIX = re.compile(
 _ADAPTER_NAME = re.compile(r"\.default(?=\.|$)")
 
 
+def normal_name(original: str) -> str:
+    """A tensor's name without the prefixes of wrappers and the adapter's own name."""
+    return _ADAPTER_NAME.sub("", _PREFIX.sub("", original))
+
+
 class NamedTensors:
-    """The tensors by normal names: without the prefixes of wrappers and the adapter's own name.
+    """The tensors by normal names.
 
     Raises AdapterInvalid where two tensors have one normal name.
     """
@@ -23,7 +28,7 @@ class NamedTensors:
         self._tensors: dict[str, Tensor] = {}
         self._originals: dict[str, str] = {}
         for original, tensor in tensors.items():
-            name = _ADAPTER_NAME.sub("", _PREFIX.sub("", original))
+            name = normal_name(original)
             if name in self._tensors:
                 raise AdapterInvalid(original, "is the same tensor as " + self._originals[name])
             self._tensors[name] = tensor

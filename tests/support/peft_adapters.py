@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
-
-from tiny_models import tiny_model
 
 
 def save_lora(
@@ -53,7 +52,10 @@ def load_peft(base: PreTrainedModel, path: Path) -> PeftModel:
 
 @torch.inference_mode()
 def peft_logits(arch: str, path: Path | None, ids: Tensor, **model: Any) -> Tensor:
-    """Logits [batch, tokens, vocabulary] of stock peft on a fresh tiny model; no path = the base."""
+    """Logits [batch, tokens, vocabulary] of stock peft on a fresh tiny model.
+
+    Without a path, of the base alone.
+    """
     base = tiny_model(arch, **model)
     adapted = base if path is None else load_peft(base, path)
     logits: Tensor = adapted(input_ids=ids, use_cache=False).logits

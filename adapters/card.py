@@ -1,0 +1,106 @@
+"""What a person should know of a version that was lowered: its method, targets, size and doubts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from weft.adapters.base import BaseModules
+from weft.adapters.checkpoint import Checkpoint
+from weft.adapters.header import Header
+from weft.adapters.methods.base_copies import module_of
+from weft.adapters.methods.names import normal_name
+from weft.adapters.plan import AdapterPlan
+from weft.adapters.strict_json import Json
+
+CHECKS = (
+    "files: format, sizes, finite values",
+    "configuration: every field known",
+    "tensors: every one used, shapes of this base",
+    "modules: every targeted one present",
+    "effect: at least one update is not zero",
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A version's description; everything in it comes from its files and the base.
+
+    targets: last parts of the adapted modules' names   modules: how many there are
+    tensors: in the file   trained: values in the file, copies of the base's weights not counted
+    rank: the largest as computed, after lowering
+    alpha: as configured, None where the method has none
+    share: trained values as a fraction of the base's   bytes: on the device
+    warnings: what is no reason to refuse, but may surprise
+    """
+
+    method: str
+    targets: tuple[str, ...]
+    modules: int
+    tensors: int
+    trained: int
+    rank: int
+    alpha: float | None
+    share: float
+    bytes: int
+    checks: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def describe(
+    checkpoint: Checkpoint, plan: AdapterPlan, base: BaseModules, *, itemsize: int, base_name: str
+) -> Card:
+    """The card of a version that `lower` accepted.
+
+    itemsize: bytes of a value on the device   base_name: what the served base is called
+    """
+    trained = _trained(checkpoint.header, base)
+    alpha = checkpoint.config.get("lora_alpha")
+    return Card(
+        method=plan.method,
+        targets=tuple(sorted({name.rpartition(".")[2] for name in plan.ops})),
+        modules=len(plan.ops),
+        tensors=len(checkpoint.header.tensors),
+        trained=trained,
+        rank=max(op.rank for op in plan.ops.values()),
+        alpha=float(alpha) if isinstance(alpha, int | float) else None,
+        share=trained / max(1, base.parameters),
+        bytes=plan.elements * itemsize,
+        checks=CHECKS,
+        warnings=tuple(_warnings(checkpoint.config, plan, base, base_name)),
+    )
+
+
+def _trained(header: Header, base: BaseModules) -> int:
+    return sum(
+        math.prod(spec.shape)
+        for spec in header.tensors.values()
+        if module_of(normal_name(spec.name), base) is None
+    )
+
+
+def _warnings(
+    config: Mapping[str, Json], plan: AdapterPlan, base: BaseModules, base_name: str
+) -> list[str]:
+    warnings = []
+    trained_on = config.get("base_model_name_or_path")
+    if isinstance(trained_on, str) and trained_on and _last(trained_on) != _last(base_name):
+        warnings.append(
+            f"trained on {_last(trained_on)}, served on {_last(base_name)}; names and shapes agree"
+        )
+    excessive = [
+        name
+        for name, op in plan.ops.items()
+        if op.rank > min(base[name].in_features, base[name].out_features)
+    ]
+    if excessive:
+        warnings.append(
+            f"rank {plan.ops[excessive[0]].rank} is larger than a side of {excessive[0]}: "
+            "a lower rank would hold the same update"
+        )
+    return warnings
+
+
+def _last(name: str) -> str:
+    """The part of a hub id or folder that names the model; never a whole path."""
+    return PurePosixPath(name.replace("\\", "/")).name
