@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from weft.kernels.attention import reference
+from weft.kernels.attention import gathered
 from weft.kernels.attention.paged import PagedBatch
 
 __all__ = ["PagedBatch", "paged_attention", "write_kv"]
@@ -29,7 +29,7 @@ def paged_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """`softmax(softcap(q kᵀ · scaling))) v` over each sequence's own visible keys.
+    """`softmax(softcap(q kᵀ · scaling)) v` over each sequence's own visible keys.
 
     q: [T, heads, k_dim]; heads is a multiple of the pools' kv_heads, `h // group` its KV head
     k_pool: [pages, page_size, kv_heads, k_dim], v_pool: [pages, page_size, kv_heads, v_dim]
@@ -39,6 +39,6 @@ def paged_attention(
     Returns [T, heads, v_dim] in q's dtype. Slots that a sequence does not own are never read into
     its result, whatever they hold.
     """
-    return reference.paged_attention(
+    return gathered.paged_attention(
         q, k_pool, v_pool, batch, scaling=scaling, window=window, softcap=softcap, sinks=sinks
     )

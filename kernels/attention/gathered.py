@@ -1,0 +1,224 @@
+"""Paged attention by gathering each sequence's own keys and calling torch's attention on them.
+
+Runs on any device; its sizes were measured on CPU (benchmarks/LOG.md). Grouped query heads are
+rows of their KV head, so no key is copied for them. Decoding sequences of similar length share a
+call; a chunk of a prompt is cut into blocks of queries, so that keys after a block cost nothing.
+A place that pads a bucket names a key of the same sequence, so nothing foreign is ever read.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from weft.kernels.attention.paged import PagedBatch
+
+QUERY_BLOCK = 64
+BUCKET_ELEMENTS = 256 * 1024  # of gathered keys: more falls out of the cache between two reads
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""From q of shape [N, kv_heads, R, k_dim], k of [N, kv_heads, L, k_dim], v likewise and an additive
+mask that broadcasts to [N, kv_heads, R, L] to [N, kv_heads, R, v_dim]."""
+
+
+def paged_attention(
+    q: Tensor,
+    k_pool: Tensor,
+    v_pool: Tensor,
+    batch: PagedBatch,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """See `weft.kernels.attention.paged_attention`."""
+    kv_heads = k_pool.shape[2]
+    out = q.new_empty(*q.shape[:2], v_pool.shape[3])
+    attend: Attend = partial(_attend, scaling=scaling)
+    bucket_tokens = BUCKET_ELEMENTS // (kv_heads * k_pool.shape[3])
+    if softcap is not None or sinks is not None:
+        attend = partial(_attend_explicitly, scaling=scaling, softcap=softcap, sinks=sinks)
+        bucket_tokens = 0  # strided batches of plain matmuls are copied: one sequence at a time
+    for read in batch.once(_reads, window, bucket_tokens, q.dtype):
+        k = k_pool.flatten(0, 1).index_select(0, read.keys)
+        v = v_pool.flatten(0, 1).index_select(0, read.keys)
+        if isinstance(read, Bucket):
+            out.index_copy_(0, read.rows, _decode(q, k, v, read, attend))
+        else:
+            for rows, result in _prefill(q, k, v, read, window, attend):
+                out[rows] = result
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Sequences with one query each: `rows` [N], `keys` [N · L] and an additive mask."""
+
+    rows: Tensor
+    keys: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows `[start, stop)`, the last positions of one sequence, and its visible `keys` [L]."""
+
+    start: int
+    stop: int
+    keys: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    index: int
+    row: int
+    queries: int
+    first: int
+    length: int
+
+
+def _reads(
+    batch: PagedBatch, window: int | None, bucket_tokens: int, dtype: torch.dtype
+) -> list[Bucket | Chunk]:
+    sequences = [
+        _Sequence(
+            index=index,
+            row=batch.query_starts[index],
+            queries=queries,
+            first=0 if window is None else max(0, length - queries - window + 1),
+            length=length,
+        )
+        for index, length in enumerate(batch.kv_lens)
+        if (queries := batch.query_starts[index + 1] - batch.query_starts[index])
+    ]
+    decodes = sorted((s for s in sequences if s.queries == 1), key=_visible)
+    reads: list[Bucket | Chunk] = [
+        _bucket(batch, group, dtype) for group in _grouped(decodes, bucket_tokens)
+    ]
+    for sequence in sequences:
+        if sequence.queries > 1:
+            keys = _slots(batch, [sequence])[0].flatten()
+            reads.append(Chunk(sequence.row, sequence.row + sequence.queries, keys))
+    return reads
+
+
+def _visible(sequence: _Sequence) -> int:
+    return sequence.length - sequence.first
+
+
+def _grouped(decodes: list[_Sequence], tokens: int) -> Iterator[list[_Sequence]]:
+    """Cuts sequences, shortest first, into groups of at most `tokens` keys when padded."""
+    group: list[_Sequence] = []
+    for sequence in decodes:
+        if group and (len(group) + 1) * _visible(sequence) > tokens:
+            yield group
+            group = []
+        group.append(sequence)
+    if group:
+        yield group
+
+
+def _bucket(batch: PagedBatch, group: list[_Sequence], dtype: torch.dtype) -> Bucket:
+    slots, padding = _slots(batch, group)
+    rows = torch.tensor([sequence.row for sequence in group], device=slots.device)
+    mask = None
+    if _visible(group[0]) != _visible(group[-1]):
+        mask = torch.zeros(padding.shape, dtype=dtype, device=slots.device).masked_fill_(
+            padding, -torch.inf
+        )
+        mask = mask[:, None, None]
+    return Bucket(rows, slots.flatten(), mask)
+
+
+def _slots(batch: PagedBatch, group: list[_Sequence]) -> tuple[Tensor, Tensor]:
+    """The places in a pool of each sequence's visible keys, [N, longest], and which are padding."""
+    device = batch.block_tables.device
+    index, first, length = (
+        torch.tensor(values, device=device)
+        for values in zip(*((s.index, s.first, s.length) for s in group), strict=True)
+    )
+    positions = first[:, None] + torch.arange(max(map(_visible, group)), device=device)
+    padding = positions >= length[:, None]
+    positions = positions.minimum(length[:, None] - 1)
+    pages = batch.block_tables[index].long().gather(1, positions // batch.page_size)
+    return pages * batch.page_size + positions % batch.page_size, padding
+
+
+def _decode(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, attend: Attend) -> Tensor:
+    """Results [N, heads, v_dim] of a bucket's rows."""
+    count, heads, kv_heads = len(bucket.rows), q.shape[1], k.shape[1]
+    queries = q.index_select(0, bucket.rows).view(count, kv_heads, heads // kv_heads, -1)
+    k, v = (t.view(count, -1, kv_heads, t.shape[-1]).transpose(1, 2) for t in (k, v))
+    return attend(queries, k, v, bucket.mask).reshape(count, heads, -1)
+
+
+def _prefill(
+    q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, window: int | None, attend: Attend
+) -> Iterator[tuple[slice, Tensor]]:
+    """Row ranges of a chunk with their results [rows, heads, v_dim]."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    group = heads // kv_heads
+    k, v = (t.transpose(0, 1)[None] for t in (k, v))
+    offset = len(chunk.keys) - chunk.stop  # of a row's own key
+    for start in range(chunk.start, chunk.stop, QUERY_BLOCK):
+        rows = slice(start, min(start + QUERY_BLOCK, chunk.stop))
+        count = rows.stop - start
+        first = 0 if window is None else max(0, start + offset - window + 1)
+        keys = slice(first, rows.stop + offset)
+        queries = q[rows].view(count, kv_heads, group, -1).permute(1, 2, 0, 3)
+        mask = _causal_mask(q, count, keys.stop - first, window)
+        result = attend(
+            queries.reshape(1, kv_heads, group * count, -1),
+            k[:, :, keys],
+            v[:, :, keys],
+            mask.repeat(group, 1)[None, None],
+        )
+        result = result.view(kv_heads, group, count, -1).permute(2, 0, 1, 3)
+        yield rows, result.reshape(count, heads, -1)
+
+
+def _causal_mask(q: Tensor, queries: int, keys: int, window: int | None) -> Tensor:
+    """Additive mask [queries, keys] in q's dtype; the queries are the last of the keys."""
+    mask = q.new_zeros(queries, keys)
+    hidden = torch.full_like(mask, -torch.inf)
+    mask += hidden.triu(keys - queries + 1)
+    if window is not None:
+        mask += hidden.tril(keys - queries - window)
+    return mask
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:
+    if q.shape[2] == 1 and q.dtype != torch.float32:
+        # Torch's CPU attention is four times slower on one row than on two in 16 bits.
+        twice = q.expand(-1, -1, 2, -1)
+        return scaled_dot_product_attention(twice, k, v, mask, scale=scaling)[:, :, :1]
+    return scaled_dot_product_attention(q, k, v, mask, scale=scaling)
+
+
+def _attend_explicitly(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    scores = (q.float() * scaling) @ k.float().transpose(2, 3)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    if mask is not None:
+        scores += mask
+    if sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        _, heads, rows, _ = scores.shape
+        sink = sinks.float().view(heads, -1, 1).expand(-1, -1, rows * heads // len(sinks))
+        scores = torch.cat([scores, sink.reshape(1, heads, rows, 1)], dim=-1)
+        weights = scores.softmax(-1)[..., :-1]
+    return (weights @ v.float()).to(q.dtype)
