@@ -33,6 +33,7 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     prefix_secret: bytes = b""
     seed: int = 0
     threads: int | None = None
+    load_format: str = "auto"
     patience: float = 1.0
 
 

@@ -1,0 +1,47 @@
+"""Computes one step: the model's own forward over the rows of a plan. Knows no scheduling."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from weft.adapters.modules import StepState
+from weft.server.engine.attention import AttentionStep
+from weft.server.engine.batch import StepBatch, build
+from weft.server.engine.step_plan import StepPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """An adapted model on a paged cache; `attention` and `adapters` are told of each step."""
+
+    model: PreTrainedModel
+    attention: AttentionStep
+    adapters: StepState
+    page_size: int
+
+    def build(self, plan: StepPlan) -> StepBatch:
+        """The tensors of a plan that is not empty."""
+        return build(plan, self.page_size, self.model.device)
+
+    @torch.inference_mode()
+    def run(self, batch: StepBatch) -> Tensor:
+        """Writes the rows' keys and values to the cache and returns the kept rows' logits.
+
+        Returns float32 [K, vocabulary].
+        """
+        self.attention.batch = batch.paged
+        self.adapters.segments = batch.segments
+        self.adapters.kept = batch.kept_segments
+        logits: Tensor = self.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=batch.kept,
+        ).logits
+        return logits[0].float()
+
+    def __call__(self, plan: StepPlan) -> Tensor:
+        """`run(build(plan))`."""
+        return self.run(self.build(plan))

@@ -1,0 +1,126 @@
+"""What a model's layers store per token, seen in a dry run instead of believed from a config."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from weft.adapters.base import head_of
+from weft.server.engine.attention import AttentionOptions, set_backend
+from weft.server.engine.checks import ModelUnsupported
+
+_ROWS = 7
+_KEPT = 3
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSpec:
+    """One attention module: what it stores per token, and how far it looks back."""
+
+    module: nn.Module
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+    window: int | None
+
+
+@dataclass(frozen=True)
+class KVSpec:
+    """All attention layers in the order in which they run, and which modules mix up rows.
+
+    refused: why a linear or embedding cannot be adapted row by row, by its name
+    """
+
+    layers: tuple[LayerSpec, ...]
+    refused: Mapping[str, str]
+
+    @property
+    def elements_per_token(self) -> int:
+        """Values stored per token over all layers."""
+        return sum(layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in self.layers)
+
+    @property
+    def longest_window(self) -> int:
+        """The largest sliding window; 0 where no layer has one."""
+        return max((layer.window or 0 for layer in self.layers), default=0)
+
+    @classmethod
+    def discover(cls, model: PreTrainedModel) -> "KVSpec":
+        """Runs `model`, which must call our attention, once on a few rows without a cache.
+
+        Raises ModelUnsupported for what cannot be paged.
+        """
+        recorder = _Recorder()
+        for module in model.modules():
+            set_backend(module, recorder)
+        with _row_counts(model) as rows:
+            _dry_run(model)
+        for module in model.modules():
+            set_backend(module, None)
+        if not recorder.layers:
+            raise ModelUnsupported(f"{type(model).__name__} never called its attention function")
+        return cls(tuple(recorder.layers.values()), _refused(rows, head_of(model)))
+
+
+def _refused(rows: Mapping[str, list[int]], head: str | None) -> dict[str, str]:
+    """Only a module that runs once, over exactly the rows of the step, can tell rows apart."""
+    return {
+        name: f"the base does not run {name} once for each token"
+        for name, counts in rows.items()
+        if counts != [_KEPT if name == head else _ROWS]
+    }
+
+
+@torch.inference_mode()
+def _dry_run(model: PreTrainedModel) -> None:
+    positions = torch.arange(_ROWS, device=model.device)
+    model(
+        input_ids=torch.zeros_like(positions)[None],
+        position_ids=positions[None],
+        use_cache=False,
+        logits_to_keep=positions[-_KEPT:],
+    )
+
+
+@dataclass
+class _Recorder:
+    """An attention backend that notes what it sees and answers zeros."""
+
+    layers: dict[int, LayerSpec] = field(default_factory=dict)
+
+    def __call__(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions
+    ) -> Tensor:
+        if id(module) in self.layers:
+            raise ModelUnsupported(f"{type(module).__name__} runs more than once in a forward")
+        if q.shape[1] % k.shape[1]:
+            raise ModelUnsupported(f"{type(module).__name__} has an uneven number of heads")
+        self.layers[id(module)] = LayerSpec(
+            module, k.shape[1], k.shape[2], v.shape[2], options.window
+        )
+        return q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
+
+
+@contextmanager
+def _row_counts(model: PreTrainedModel) -> Iterator[dict[str, list[int]]]:
+    """How many rows each linear or embedding sees, call by call."""
+    rows: dict[str, list[int]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            counts = rows.setdefault(name, [])
+
+            def note(module: nn.Module, args: tuple[Tensor], counts: list[int] = counts) -> None:
+                width = 1 if isinstance(module, nn.Embedding) else args[0].shape[-1]
+                counts.append(args[0].numel() // width)
+
+            handles.append(module.register_forward_pre_hook(note))
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,237 @@
+"""The base model on its device, ready to compute steps: weights, KV cache, adapter arena.
+
+Knows no requests and no scheduling: a plan goes in, logits come out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from weft.adapters.arena import Arena
+from weft.adapters.base import BaseModules
+from weft.adapters.modules import adapt
+from weft.kernels.low_rank import LowRankTable, arena_dtype
+from weft.server.engine import hardware, probe, weights
+from weft.server.engine.attention import AttentionStep, use_paged_attention
+from weft.server.engine.batch import StepBatch
+from weft.server.engine.checks import ModelUnsupported, check_config, position_limit
+from weft.server.engine.forward import Forward
+from weft.server.engine.kv_memory import GIB, KVLayout, choose_size
+from weft.server.engine.kv_spec import KVSpec
+from weft.server.engine.messages import EngineConfig
+from weft.server.engine.self_test import SelfTest, check_model, eager_logits
+from weft.server.engine.step_plan import StepPlan
+from weft.server.engine.weights import Progress
+
+SLOTS = 1024
+_DIGEST_CACHE = "base_digest.json"
+_DEFAULT_BUDGET = {"cpu": 512, "cuda": 2048}
+_ADAPTER_SHARE = 0.1
+_LARGEST_DEFAULT_ARENA = 4 * GIB
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is served, as far as the model decides it.
+
+    pages: of the KV cache, page 0 for padding included   adapter_bytes: of the adapters' arena
+    """
+
+    digest: str
+    device: torch.device
+    dtype: torch.dtype
+    parameters: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    max_num_batched_tokens: int
+    page_size: int
+    pages: int
+    adapter_bytes: int
+    slots: int
+
+
+@dataclass(frozen=True, eq=False)
+class ModelHost:
+    """One base model and the memory that its steps need. Used by one thread.
+
+    base: the modules that adapters may target   arena: the adapters' memory on the device
+    """
+
+    facts: ModelFacts
+    base: BaseModules
+    arena: Arena
+    forward: Forward
+
+    @classmethod
+    def load(cls, config: EngineConfig, progress: Progress) -> "ModelHost":
+        """Reads, checks and tests the model that `config` names, and takes the memory for it.
+
+        `progress` hears of each stage. Raises ModelUnsupported, whose message says what to change.
+        """
+        torch.set_num_threads(config.threads or hardware.default_threads())
+        if config.quantization != "none":
+            raise ModelUnsupported(f"--quantization {config.quantization} is not supported")
+        source = _Source.find(config)
+        with _memory("the model's weights: choose a smaller --dtype or model"):
+            model = source.load(config, progress)
+        return _assemble(config, source, model, progress)
+
+    def build(self, plan: StepPlan) -> StepBatch:
+        """The tensors of a plan that is not empty."""
+        return self.forward.build(plan)
+
+    def run(self, batch: StepBatch) -> Tensor:
+        """One forward; see Forward.run."""
+        return self.forward.run(batch)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the model comes from, and what it becomes."""
+
+    folder: Path
+    config: PreTrainedConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def find(cls, wanted: EngineConfig) -> "_Source":
+        """Finds the model and checks all that can be told before weights are read."""
+        folder = weights.find_model(wanted.model)
+        config = weights.read_config(folder)
+        check_config(config, wanted.max_model_len)
+        device = hardware.choose_device(wanted.device)
+        parameters = weights.count_parameters(config)
+        dtype = hardware.choose_dtype(wanted.dtype, device, parameters)
+        needed, free = parameters * dtype.itemsize, hardware.free_memory(device)
+        if needed > free:
+            raise ModelUnsupported(
+                f"the weights need {needed / GIB:.1f} GiB as {dtype}, and {device} has "
+                f"{free / GIB:.1f} GiB free: choose a smaller --dtype or model"
+            )
+        return cls(folder, config, device, dtype)
+
+    def load(self, wanted: EngineConfig, progress: Progress) -> PreTrainedModel:
+        if wanted.load_format == "dummy":
+            return weights.random_weights(
+                self.config, dtype=self.dtype, device=self.device, seed=wanted.seed
+            )
+        return weights.load_weights(
+            self.folder, self.config, dtype=self.dtype, device=self.device, progress=progress
+        )
+
+    def digest(self, wanted: EngineConfig, progress: Progress) -> str:
+        if wanted.load_format == "dummy":
+            return weights.digest_random(self.folder, wanted.seed)
+        return weights.digest_files(self.folder, Path(wanted.store) / _DIGEST_CACHE, progress)
+
+
+def _assemble(
+    wanted: EngineConfig, source: _Source, model: PreTrainedModel, progress: Progress
+) -> ModelHost:
+    """Wraps the loaded model, tests it, and takes the memory for adapters and the KV cache."""
+    use_paged_attention(model)
+    spec = KVSpec.discover(model)
+    layout = KVLayout(spec, wanted.page_size, source.dtype, source.device)
+    longest = _context_length(wanted, source.config)
+    vocabulary = source.config.get_text_config().vocab_size
+    test = SelfTest.design(spec.longest_window, longest, vocabulary)
+    progress("self-test", 0, 2)
+    expected = eager_logits(model, test, wanted.page_size)
+    progress("self-test", 1, 2)
+    base = BaseModules.of(model, spec.refused)
+    with _memory("the adapters: lower --adapter-memory"):
+        arena, tables = _arena(wanted, base, source)
+    adapted, attention = adapt(model, tables), AttentionStep()
+    forward = Forward(model, attention, adapted.state, wanted.page_size)
+    layout.allocate(probe.pages_for(test.prompts, wanted.page_size), attention)
+    check_model(forward, test, expected, page_size=wanted.page_size, dtype=source.dtype)
+    progress("self-test", 2, 2)
+    budget = _token_budget(wanted, longest, source.device)
+    with _memory("the KV cache: lower --kv-cache-memory or --max-num-batched-tokens"):
+        workspace = _workspace(forward, layout, wanted, budget)
+        free = hardware.free_memory(source.device)
+        size = choose_size(wanted, layout, longest=longest, free=free, workspace=workspace)
+        layout.allocate(size.pages, attention)
+    facts = ModelFacts(
+        digest=source.digest(wanted, progress),
+        device=source.device,
+        dtype=source.dtype,
+        parameters=base.parameters,
+        vocab_size=vocabulary,
+        eos_token_ids=weights.end_tokens(source.folder, model),
+        max_model_len=size.max_model_len,
+        max_num_batched_tokens=budget,
+        page_size=wanted.page_size,
+        pages=size.pages,
+        adapter_bytes=arena.values.nbytes,
+        slots=SLOTS,
+    )
+    return ModelHost(facts, base, arena, forward)
+
+
+def _context_length(wanted: EngineConfig, config: PreTrainedConfig) -> int:
+    longest = wanted.max_model_len or position_limit(config)
+    if longest is None:
+        raise ModelUnsupported("the model does not say how long its context is: --max-model-len")
+    return longest
+
+
+def _token_budget(wanted: EngineConfig, longest: int, device: torch.device) -> int:
+    """Rows in a step: each running sequence decodes in it, and none is longer than the context."""
+    most = wanted.max_num_seqs * longest
+    budget = wanted.max_num_batched_tokens or min(_DEFAULT_BUDGET[device.type], most)
+    return max(budget, wanted.max_num_seqs)
+
+
+def _arena(
+    wanted: EngineConfig, base: BaseModules, source: _Source
+) -> tuple[Arena, dict[str, LowRankTable]]:
+    """The adapters' memory, with a table for each module that can be adapted."""
+    dtype = arena_dtype(source.device, source.dtype)
+    size = wanted.adapter_memory
+    if size is None:
+        share = int(hardware.free_memory(source.device) * _ADAPTER_SHARE)
+        size = min(share, _LARGEST_DEFAULT_ARENA)
+    values = torch.empty(size // dtype.itemsize, dtype=dtype, device=source.device)
+    tables = {
+        name: LowRankTable(values, SLOTS, target.in_features, target.out_features)
+        for name, target in base.items()
+        if target.refusal is None
+    }
+    return Arena(values, tables), tables
+
+
+def _workspace(forward: Forward, layout: KVLayout, wanted: EngineConfig, budget: int) -> int:
+    """Bytes that the largest step takes on a CUDA device beside the KV cache, measured."""
+    if layout.device.type != "cuda":
+        return 0
+    lengths = [1] * (wanted.max_num_seqs - 1) + [budget - wanted.max_num_seqs + 1]
+    prompts = [probe.prompt(length, 2) for length in lengths]
+    layout.allocate(probe.pages_for(prompts, wanted.page_size), forward.attention)
+    torch.cuda.reset_peak_memory_stats(layout.device)
+    before = torch.cuda.memory_allocated(layout.device)
+    forward(probe.whole(probe.probes(prompts, wanted.page_size)))
+    peak = torch.cuda.max_memory_allocated(layout.device)
+    layout.release()
+    torch.cuda.empty_cache()
+    return peak - before
+
+
+@contextmanager
+def _memory(what: str) -> Iterator[None]:
+    """Turns a failed allocation into a message that says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ModelUnsupported(f"out of memory for {what}") from error
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise ModelUnsupported(f"out of memory for {what}") from error

@@ -1,0 +1,256 @@
+"""Picks each row's next token from its logits. Knows no sequences' life, no pages, no text.
+
+A row's token depends on its own logits, parameters, seed and position only, never on batch mates.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from weft.server.engine.messages import Sampling, TokenLogprobs
+
+# Most truncated distributions end within this many tokens; the others pay for a full sort.
+_CANDIDATES = 256
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """What one row's choice depends on beside its logits.
+
+    tokens: the prompt and what was generated so far   prompt_len: how many of them are the prompt
+    seed: of the row's random numbers   eos_token_ids: the model's own end tokens
+    """
+
+    sampling: Sampling
+    tokens: Sequence[int]
+    prompt_len: int
+    seed: int
+    eos_token_ids: Sequence[int] = ()
+
+    @property
+    def generated(self) -> int:
+        """Number of tokens generated so far."""
+        return len(self.tokens) - self.prompt_len
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A row's next token; or, with `error` set, why it has none."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
+def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+    """The next token of each row.
+
+    logits: float32 [rows, vocabulary], left unchanged
+    In order: minimum length, bias, penalties, then the largest (temperature 0) or temperature,
+    min-p, top-k, top-p and a draw. Log-probabilities are of the raw logits.
+    A row without a finite maximum gets an error, and no other row notices.
+    """
+    if not rows:
+        return []
+    scores = _adjust(logits, rows)
+    finite = scores.amax(dim=-1).isfinite().tolist()
+    tokens = _choose(scores, rows)
+    logprobs = _wanted_logprobs(logits, rows, tokens)
+    return [
+        Sampled(token, logprobs.get(index)) if finite[index] else Sampled(token, error=_NOT_FINITE)
+        for index, token in enumerate(tokens)
+    ]
+
+
+_NOT_FINITE = "the model's logits are not finite"
+
+
+def token_logprobs(
+    logits: Tensor, tokens: Sequence[int], tops: Sequence[int]
+) -> list[TokenLogprobs]:
+    """Log-probability of each row's token, and of the row's `tops` most likely ones.
+
+    logits: float32 [rows, vocabulary], raw
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    ids = torch.tensor(tokens, dtype=torch.int64, device=logits.device)[:, None]
+    chosen = logprobs.gather(-1, ids).squeeze(-1).tolist()
+    values, indices = logprobs.topk(min(max(tops), logits.shape[-1]), dim=-1)
+    best = zip(indices.tolist(), values.tolist(), strict=True)
+    return [
+        TokenLogprobs(token, logprob, tuple(zip(ids[:top], values[:top], strict=True)))
+        for token, logprob, top, (ids, values) in zip(tokens, chosen, tops, best, strict=True)
+    ]
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that is random in, and fixed by, the seed and the position."""
+    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) * 2.0**-53
+
+
+def _wanted_logprobs(
+    logits: Tensor, rows: Sequence[SampleRow], tokens: Sequence[int]
+) -> dict[int, TokenLogprobs]:
+    tops = {i: n for i, row in enumerate(rows) if (n := row.sampling.logprobs) is not None}
+    if not tops:
+        return {}
+    wanted = list(tops)
+    found = token_logprobs(logits[wanted], [tokens[index] for index in wanted], list(tops.values()))
+    return dict(zip(wanted, found, strict=True))
+
+
+# ---- what changes the scores
+
+
+def _adjust(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """The logits with bias, penalties and minimum length applied; a copy where any is needed."""
+    changed = [index for index, row in enumerate(rows) if _is_adjusted(row)]
+    if not changed:
+        return logits
+    scores = logits.clone()
+    for index in changed:
+        _adjust_row(scores[index], rows[index])
+    return scores
+
+
+def _is_adjusted(row: SampleRow) -> bool:
+    sampling = row.sampling
+    return bool(
+        row.generated < sampling.min_tokens
+        or sampling.logit_bias
+        or sampling.repetition_penalty != 1
+        or sampling.presence_penalty
+        or sampling.frequency_penalty
+    )
+
+
+def _adjust_row(scores: Tensor, row: SampleRow) -> None:
+    """Changes one row's scores [vocabulary] in place."""
+    sampling = row.sampling
+    if row.generated < sampling.min_tokens:
+        ends = set(sampling.stop_token_ids)
+        ends.update(() if sampling.ignore_eos else row.eos_token_ids)
+        scores[list(ends)] = float("-inf")
+    if sampling.logit_bias:
+        scores[list(sampling.logit_bias)] += scores.new_tensor(list(sampling.logit_bias.values()))
+    if sampling.repetition_penalty != 1:
+        seen = list(set(row.tokens))
+        old = scores[seen]
+        penalty = sampling.repetition_penalty
+        scores[seen] = torch.where(old > 0, old / penalty, old * penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        counts = Counter(row.tokens[row.prompt_len :])
+        per_token = scores.new_tensor(list(counts.values())) * sampling.frequency_penalty
+        scores[list(counts)] -= per_token + sampling.presence_penalty
+
+
+# ---- the choice
+
+
+def _choose(scores: Tensor, rows: Sequence[SampleRow]) -> list[int]:
+    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
+    if not drawn:
+        return scores.argmax(dim=-1).tolist()
+    if len(drawn) == len(rows):
+        return _draw(scores, rows).tolist()
+    largest = [index for index, row in enumerate(rows) if row.sampling.temperature <= 0]
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
+    tokens[largest] = scores[largest].argmax(dim=-1)
+    tokens[drawn] = _draw(scores[drawn], [rows[index] for index in drawn])
+    return tokens.tolist()
+
+
+def _draw(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Draws each row's token from its truncated distribution; scores: [rows, vocabulary]."""
+    settings = [row.sampling for row in rows]
+    draws = [uniform(row.seed, len(row.tokens)) for row in rows]
+    uniforms = torch.tensor(draws, dtype=torch.float64, device=scores.device)[:, None]
+    # The largest weight of a row is 1, so that min-p is a plain threshold.
+    weights = F.pad(scores, (0, -scores.shape[-1] % _BLOCK), value=float("-inf"))
+    weights.sub_(scores.amax(dim=-1, keepdim=True))
+    weights.div_(_column(scores, [s.temperature for s in settings])).exp_()
+    if any(s.min_p > 0 for s in settings):
+        weights.masked_fill_(weights < _column(scores, [s.min_p for s in settings]), 0.0)
+    ranked = [index for index, s in enumerate(settings) if s.top_k > 0 or s.top_p < 1]
+    if len(ranked) == len(rows):
+        return _draw_ranked(weights, uniforms, settings)
+    tokens = _pick_of_many(weights, uniforms)
+    if ranked:
+        truncated = [settings[index] for index in ranked]
+        tokens[ranked] = _draw_ranked(weights[ranked], uniforms[ranked], truncated)
+    return tokens
+
+
+def _draw_ranked(
+    weights: Tensor, uniforms: Tensor, settings: Sequence[Sampling], candidates: int = _CANDIDATES
+) -> Tensor:
+    """Draws where top-k or top-p end the distribution, looking at the likeliest `candidates`.
+
+    weights: [rows, vocabulary] unnormalised   uniforms: float64 [rows, 1]   Returns int64 [rows].
+    """
+    everything = weights.shape[-1]
+    ranked, ids = _rank(weights, candidates)
+    boundary = ranked[:, -1].clone()
+    last_rank = _column(weights, [s.top_k if s.top_k > 0 else everything for s in settings])
+    ranked.masked_fill_(torch.arange(ranked.shape[-1], device=weights.device) >= last_rank, 0.0)
+    reached = ranked.cumsum(dim=-1, dtype=torch.float64)
+    total = torch.where(
+        last_rank < everything, reached[:, -1:], weights.sum(dim=-1, keepdim=True).double()
+    )
+    top_p = torch.tensor([s.top_p for s in settings], dtype=torch.float64, device=weights.device)
+    ranked.masked_fill_(reached - ranked >= total * top_p[:, None], 0.0)
+    tokens = ids.gather(-1, _pick(ranked, uniforms)[:, None]).squeeze(-1)
+    if candidates >= everything:
+        return tokens
+    # Where the cut is not clearly above the last candidate, more candidates or ties may belong.
+    smallest = torch.where(ranked > 0, ranked, float("inf")).amin(dim=-1)
+    unsure = (smallest <= boundary).nonzero().squeeze(-1).tolist()
+    if unsure:
+        tokens[unsure] = _draw_ranked(
+            weights[unsure], uniforms[unsure], [settings[i] for i in unsure], candidates * 16
+        )
+    return tokens
+
+
+def _rank(weights: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+    """The largest weights of each row, descending, equal ones by token id; and their ids."""
+    if candidates >= weights.shape[-1]:
+        ranked, ids = weights.sort(dim=-1, descending=True, stable=True)
+        return ranked, ids
+    ids = weights.topk(candidates, dim=-1).indices.sort(dim=-1).values
+    ranked, order = weights.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return ranked, ids.gather(-1, order)
+
+
+def _pick_of_many(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """`_pick` over a whole vocabulary: first a block, by the blocks' sums, then a token in it."""
+    blocks = weights.view(len(weights), -1, _BLOCK)
+    sums = blocks.sum(dim=-1)
+    block = _pick(sums, uniforms)[:, None]
+    reached = sums.cumsum(dim=-1, dtype=torch.float64)
+    inside = sums.gather(-1, block).double()
+    skipped = reached.gather(-1, block) - inside
+    within = ((uniforms * reached[:, -1:] - skipped) / inside).clamp(0.0, 1.0)
+    chosen = blocks[torch.arange(len(blocks), device=weights.device), block.squeeze(-1)]
+    return block.squeeze(-1) * _BLOCK + _pick(chosen, within)
+
+
+def _pick(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The index at which each row's running sum of weights passes its draw; int64 [rows]."""
+    sums = weights.cumsum(dim=-1, dtype=torch.float64)
+    total = sums[:, -1:]
+    # Rounding must not lift the target to the total, past which nothing lies.
+    target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(sums, target, right=True).squeeze(-1)
+    return index.clamp_(max=weights.shape[-1] - 1)
+
+
+def _column(like: Tensor, values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]

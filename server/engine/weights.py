@@ -1,0 +1,214 @@
+"""Finds a base model's files and turns them into a transformers model on its device.
+
+Knows nothing of serving: what comes out computes attention eagerly, as transformers would.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from weft.server.engine.checks import ModelUnsupported
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, and how many of how many of its steps are done."""
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model given as a local folder or a hub id; downloads the latter.
+
+    Raises ModelUnsupported where there is no such model.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HFValidationError, RepositoryNotFoundError):
+        raise ModelUnsupported(f"there is no folder and no hub model {name!r}") from None
+    except OSError as error:
+        raise ModelUnsupported(f"{name!r} is no folder, and the hub did not answer") from error
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The model's configuration; raises ModelUnsupported where it cannot be read."""
+    if not (folder / "config.json").is_file():
+        raise ModelUnsupported(f"{folder.name} has no config.json: it is not a model's folder")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelUnsupported(f"config.json: {str(error).splitlines()[0]}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelUnsupported("config.json: quantization_config: quantized bases are not served")
+    return config
+
+
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model without weights (on the meta device), to read names, shapes and sizes from."""
+    with torch.device("meta"):
+        return _from_config(config, torch.float32)
+
+
+def count_parameters(config: PreTrainedConfig) -> int:
+    """How many values the model's weights are, tied ones counted once."""
+    return sum(parameter.numel() for parameter in skeleton(config).parameters())
+
+
+def load_weights(
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+) -> PreTrainedModel:
+    """The model with its safetensors weights, in eval mode; raises ModelUnsupported."""
+    if not any(folder.glob("*.safetensors")):
+        raise ModelUnsupported(
+            f"{folder.name} has no .safetensors weights (convert .bin files with transformers' "
+            "save_pretrained)"
+        )
+    with _reported("weights", progress):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    model, loading = loaded
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelUnsupported(f"the weights lack {missing[0]}" + _more(missing))
+    return _ready(model, device)
+
+
+def random_weights(
+    config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device, seed: int
+) -> PreTrainedModel:
+    """The model with weights drawn by `seed`: for benchmarks, where only shapes matter."""
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(seed)
+        return _ready(_from_config(config, dtype), device)
+
+
+def end_tokens(folder: Path, model: PreTrainedModel) -> tuple[int, ...]:
+    """All tokens that end an answer: the generation config's, the config's and the tokenizer's."""
+    ends: set[int] = set()
+    for config in (model.generation_config, model.config.get_text_config()):
+        ids = getattr(config, "eos_token_id", None)
+        ends.update([ids] if isinstance(ids, int) else ids or ())
+    chat_end = _tokenizer_end(folder)
+    return tuple(sorted(ends if chat_end is None else ends | {chat_end}))
+
+
+def digest_files(folder: Path, cache: Path, progress: Progress) -> str:
+    """sha256 over the model's config and weights, in the order of their names.
+
+    `cache` is a file that remembers it for as long as the files' sizes and times stay.
+    """
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    stats = [(str(file.resolve()), file.stat()) for file in files]
+    key = json.dumps([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(cache.read_text())
+        if known["files"] == key:
+            return str(known["digest"])
+    total = hashlib.sha256()
+    for done, file in enumerate(files):
+        progress("digest", done, len(files))
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    progress("digest", len(files), len(files))
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    partial = cache.with_suffix(".partial")
+    partial.write_text(json.dumps({"files": key, "digest": total.hexdigest()}))
+    partial.replace(cache)
+    return total.hexdigest()
+
+
+def digest_random(folder: Path, seed: int) -> str:
+    """sha256 over the config and the seed of weights that are not read from files."""
+    config = (folder / "config.json").read_bytes()
+    return hashlib.sha256(config + f"random weights, seed {seed}".encode()).hexdigest()
+
+
+def _from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=dtype, attn_implementation="eager"
+    )
+    return model
+
+
+def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    model.requires_grad_(False)
+    placed: PreTrainedModel = model.to(device).eval()  # type: ignore[arg-type]
+    return placed
+
+
+def _tokenizer_end(folder: Path) -> int | None:
+    """The id of the tokenizer's own end token; chat models often end a turn with another one."""
+    try:
+        end = json.loads((folder / "tokenizer_config.json").read_text()).get("eos_token")
+        content = end.get("content") if isinstance(end, dict) else end
+        if content is None:
+            return None
+        tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        found: int | None = tokenizer.token_to_id(content)
+        return found
+    except Exception:  # noqa: BLE001 - tokenizers raises bare Exception; text is not our concern
+        return None
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+
+
+@contextlib.contextmanager
+def _reported(stage: str, progress: Progress) -> Iterator[None]:
+    """Sends transformers' progress bars to `progress` instead of the terminal."""
+
+    def hook(factory: Any, args: Any, kwargs: Any) -> Any:
+        return _Bar(args[0] if args else kwargs.get("iterable"), stage, progress)
+
+    previous = transformers_logging.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+class _Bar:
+    """What transformers needs of a tqdm bar."""
+
+    def __init__(self, items: Any, stage: str, progress: Progress) -> None:
+        self._items = list(items) if items is not None else []
+        self._stage = stage
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[Any]:
+        for done, item in enumerate(self._items):
+            self._progress(self._stage, done, len(self._items))
+            yield item
+        self._progress(self._stage, len(self._items), len(self._items))
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
