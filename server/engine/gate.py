@@ -20,6 +20,7 @@ class Demand:
     digest: str
     waiting_since: float
     ref: SlotRef | None = None
+    drained: bool = False  # lost its slot to another one, which may not have taken it yet
     members: dict[int, Sequence] = field(default_factory=dict)  # by arrival
 
 
@@ -92,14 +93,17 @@ class AdapterGate:
     def poll(self) -> Passage:
         """Asks after the longest waiting demands, and makes room for those that waited too long."""
         passage = Passage()
+        making_room = False
         for demand in list(islice(self._pending.values(), self.WINDOW)):
             presence = self._residency.ensure(demand.digest)
+            demand.drained &= presence is Presence.DEVICE
             if presence is Presence.DEVICE:
-                del self._pending[demand.digest]
-                self._open(demand)
-                passage.opened.append(demand)
+                if not (demand.drained and making_room):
+                    self._open(demand)
+                    passage.opened.append(demand)
             elif presence is Presence.WAITING and self._overdue(demand.waiting_since):
                 passage.drained.extend(self._make_room(demand))
+                making_room = True
             elif presence is Presence.FAILED:
                 code = error_code(self._residency.error(demand.digest))
                 passage.failed.append((demand, code))
@@ -126,6 +130,7 @@ class AdapterGate:
         return tuple(name for name, holds in broken.items() if not holds)
 
     def _open(self, demand: Demand) -> None:
+        self._pending.pop(demand.digest, None)
         demand.ref = ref = self._residency.acquire(demand.digest)
         generation, _ = self._stays.get(ref.slot, (None, 0.0))
         if generation != ref.generation:
@@ -141,6 +146,7 @@ class AdapterGate:
             if victim.ref is not None:
                 self._residency.release(victim.ref)
             victim.ref = None
+            victim.drained = True
             victim.waiting_since = self._clock()
             self._pending[victim.digest] = victim
         return drained

@@ -29,7 +29,7 @@ class PrefixRoot:
 
 
 class PrefixCache:
-    """Finds and publishes full pages by a chained SHA-256 over their tokens, comparing the tokens."""
+    """Finds and publishes full pages by a chained SHA-256 over tokens, and compares the tokens."""
 
     def __init__(self, pool: PagePool, page_size: int, root: PrefixRoot | None) -> None:
         """Without a `root` nothing is shared."""

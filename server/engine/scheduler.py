@@ -13,8 +13,8 @@ from operator import attrgetter
 from weft.server.engine.fairness import FairQueue
 from weft.server.engine.finish import FinishRules
 from weft.server.engine.gate import AdapterGate
-from weft.server.engine.page_tables import PageTables
 from weft.server.engine.messages import Generate
+from weft.server.engine.page_tables import PageTables
 from weft.server.engine.prefix_cache import PrefixRoot
 from weft.server.engine.residency import Residency
 from weft.server.engine.sequence import Finish, Sequence, Status
