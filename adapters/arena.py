@@ -1,0 +1,118 @@
+"""The device memory that adapters are computed from, and how a version gets into it.
+
+Knows no digests, references or eviction: the pool says where, the residency says when.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from weft.adapters.errors import AdapterInvalid
+from weft.adapters.packed import Packed
+from weft.adapters.plan import AdapterPlan
+from weft.adapters.pool import Placement
+from weft.kernels.low_rank import LowRankTable
+
+_Run = tuple[int, int, int]
+"""Elements that are copied together: where from, where to, how many."""
+
+
+class Arena:
+    """One 1-D tensor, and for each adaptable module the table of what lies where in it."""
+
+    def __init__(self, values: Tensor, tables: Mapping[str, LowRankTable]) -> None:
+        self.values = values
+        self._tables = tables
+        self._modules: dict[int, tuple[str, ...]] = {}
+        self._stream = _side_stream(values.device) if values.is_cuda else None
+
+    def check(self, plan: AdapterPlan) -> None:
+        """Raises AdapterInvalid where the plan names a module that has no table."""
+        for module in plan.ops:
+            if module not in self._tables:
+                raise AdapterInvalid(module, "is not a module of the base that adapters change")
+
+    def install(self, placement: Placement, packed: Packed) -> "Installation":
+        """Begins to copy a version to its place."""
+        return Installation(self, placement, packed, self._stream)
+
+    def publish(self, placement: Placement, packed: Packed) -> None:
+        """Lets the slot compute with the version, whose tensors are all in place."""
+        itemsize = self.values.element_size()
+        offsets = [offset // itemsize for offset in placement.offsets]
+        self._modules[placement.slot] = tuple(packed.plan.ops)
+        pairs = zip(offsets[::2], offsets[1::2], strict=True)
+        for (module, op), (a, b) in zip(packed.plan.ops.items(), pairs, strict=True):
+            self._tables[module].set(placement.slot, a, b, op.rank)
+
+    def clear(self, slot: int) -> None:
+        """Lets the slot add nothing anywhere."""
+        for module in self._modules.pop(slot, ()):
+            self._tables[module].clear(slot)
+
+
+class Installation:
+    """A version on its way to the device, slice by slice; until the last one it is invisible.
+
+    On CUDA the slices go over a stream of their own, which first waits for the kernels that may
+    still read what was there before.
+    """
+
+    def __init__(
+        self, arena: Arena, placement: Placement, packed: Packed, stream: torch.cuda.Stream | None
+    ) -> None:
+        self._arena = arena
+        self._placement = placement
+        self._packed = packed
+        self._stream = stream
+        self._runs = list(_runs(placement.offsets, packed.sizes, packed.buffer.element_size()))
+        self._copied: torch.cuda.Event | None = None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
+
+    def advance(self, budget: int) -> int:
+        """Copies at most about `budget` bytes, at least one element; returns how many."""
+        itemsize = self._packed.buffer.element_size()
+        room = max(1, budget // itemsize)
+        copied = 0
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            while self._runs and copied < room:
+                source, target, count = self._runs.pop(0)
+                now = min(count, room - copied)
+                self._arena.values[target : target + now].copy_(
+                    self._packed.buffer[source : source + now], non_blocking=True
+                )
+                copied += now
+                if now < count:
+                    self._runs.insert(0, (source + now, target + now, count - now))
+        if self._stream is not None and not self._runs and self._copied is None:
+            self._copied = self._stream.record_event()
+        return copied * itemsize
+
+    def finish(self) -> bool:
+        """Publishes the version if its last byte has arrived; returns whether it has."""
+        if self._runs or (self._copied is not None and not _happened(self._copied)):
+            return False
+        self._arena.publish(self._placement, self._packed)
+        return True
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _happened(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
+
+
+def _runs(offsets: Sequence[int], sizes: Sequence[int], itemsize: int) -> Iterator[_Run]:
+    """Joins tensors that follow each other both in the buffer and in the arena."""
+    source, target, count = 0, offsets[0] if offsets else 0, 0
+    for start, offset, size in zip(accumulate(sizes, initial=0), offsets, sizes, strict=False):
+        if offset != target + count:
+            yield source // itemsize, target // itemsize, count // itemsize
+            source, target, count = start, offset, 0
+        count += size
+    yield source // itemsize, target // itemsize, count // itemsize

@@ -1,0 +1,163 @@
+"""Brings versions from disk to host memory on its own threads, and keeps the latest there.
+
+How a version is read and lowered is given to it; the device is not its business.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from time import monotonic
+
+import torch
+
+from weft.adapters.errors import AdapterCorrupt, AdapterInvalid
+from weft.adapters.packed import Packed, pack
+from weft.adapters.plan import AdapterPlan
+
+_log = logging.getLogger(__name__)
+
+
+class HostTier:
+    """Packed plans in host memory, the least recently used leaving first. Not thread-safe."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.used = 0
+        self._plans: OrderedDict[str, Packed] = OrderedDict()
+
+    def get(self, digest: str) -> Packed | None:
+        """The plan, now the most recently used, or None."""
+        packed = self._plans.get(digest)
+        if packed is not None:
+            self._plans.move_to_end(digest)
+        return packed
+
+    def put(self, digest: str, packed: Packed) -> None:
+        """Keeps the plan as long as `capacity` bytes allow; one that is larger is not kept."""
+        self.remove(digest)
+        if packed.nbytes > self.capacity:
+            return
+        self._plans[digest] = packed
+        self.used += packed.nbytes
+        while self.used > self.capacity:
+            self.remove(next(iter(self._plans)))
+
+    def remove(self, digest: str) -> None:
+        """Forgets the plan if it is here."""
+        packed = self._plans.pop(digest, None)
+        if packed is not None:
+            self.used -= packed.nbytes
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes by digest."""
+        return {digest: packed.nbytes for digest, packed in self._plans.items()}
+
+
+class Loader:
+    """Turns digests into packed plans beside the engine's loop.
+
+    load: reads and lowers a version, raising AdapterInvalid, AdapterCorrupt or OSError
+    dtype, align: of the arena   capacity: bytes of the host tier
+    notify: called from a loader thread each time a load ended, to wake whoever waits
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], AdapterPlan],
+        *,
+        dtype: torch.dtype,
+        capacity: int,
+        align: int = 16,
+        pin_memory: bool = False,
+        notify: Callable[[], None] = lambda: None,
+        threads: int = 1,
+    ) -> None:
+        self.loads = 0
+        self.load_seconds = 0.0
+        self._load = load
+        self._pack = partial(pack, dtype=dtype, align=align, pin_memory=pin_memory)
+        self._notify = notify
+        self._lock = threading.Lock()
+        self._host = HostTier(capacity)
+        self._pending: dict[str, Future[Packed]] = {}
+        self._queue: SimpleQueue[tuple[str, Future[Packed]] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"loader-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def request(self, digest: str) -> Future[Packed]:
+        """The version's packed plan: at once if the host has it, else when a thread has read it.
+
+        Two requests for one version read it once. The future holds the load's exception.
+        """
+        with self._lock:
+            if (pending := self._pending.get(digest)) is not None:
+                return pending
+            future: Future[Packed] = Future()
+            packed = self._host.get(digest)
+            if packed is not None:
+                future.set_result(packed)
+                return future
+            self._pending[digest] = future
+        self._queue.put((digest, future))
+        return future
+
+    def forget(self, digest: str) -> None:
+        """Drops the version from the host; a load under way ends, but is not kept."""
+        with self._lock:
+            self._host.remove(digest)
+            pending = self._pending.pop(digest, None)
+        if pending is not None:
+            pending.cancel()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the versions that the host keeps."""
+        with self._lock:
+            return self._host.sizes()
+
+    def close(self) -> None:
+        """Ends the threads once they are through with what was asked before."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (task := self._queue.get()) is not None:
+            self._run(*task)
+            del task
+            self._notify()
+
+    def _run(self, digest: str, future: Future[Packed]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        started = monotonic()
+        try:
+            packed = self._pack(self._load(digest))
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the future
+            if not isinstance(error, AdapterInvalid | AdapterCorrupt):
+                _log.exception("loading version %s failed", digest)
+            self._settle(digest, future, None, started)
+            # The error is remembered; its frames would keep the tensors of the load alive.
+            future.set_exception(error.with_traceback(None))
+        else:
+            self._settle(digest, future, packed, started)
+            future.set_result(packed)
+
+    def _settle(
+        self, digest: str, future: Future[Packed], packed: Packed | None, started: float
+    ) -> None:
+        with self._lock:
+            self.loads += 1
+            self.load_seconds += monotonic() - started
+            if self._pending.get(digest) is future:
+                del self._pending[digest]
+                if packed is not None:
+                    self._host.put(digest, packed)

@@ -1,0 +1,277 @@
+"""Which versions are on the device, and what is done so that the wanted ones get there.
+
+Composes pool, arena and loader; used only from the engine's thread. Knows no requests: the
+scheduler asks for digests and takes references.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import islice
+
+from weft.adapters.arena import Arena, Installation
+from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
+from weft.adapters.loader import Loader
+from weft.adapters.packed import Packed
+from weft.adapters.pool import Pool, SlotRef
+from weft.adapters.presence import Presence
+
+_AHEAD = 8
+"""Versions that may be loading or waiting for room at a time; it bounds host memory."""
+_ATTENTION = 16
+"""Steps after which a loaded version that nobody asked for any more stops waiting for room."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentState:
+    """Where a version is: tier "device" or "host"; `refs` = references, `bytes` = of that tier."""
+
+    digest: str
+    tier: str
+    refs: int
+    bytes: int
+    pinned: bool
+
+
+@dataclass(slots=True)
+class _Want:
+    asked: int
+    load: Future[Packed] | None = None
+
+    @property
+    def packed(self) -> Packed | None:
+        if self.load is None or not self.load.done() or self.load.exception() is not None:
+            return None
+        return self.load.result()
+
+
+class Residency:
+    """Brings wanted versions to the device in the order of first asking, in bounded slices.
+
+    The scheduler calls `ensure` in each step for each version that a request waits for, and
+    `pump` is called once before each step.
+    """
+
+    def __init__(self, pool: Pool, arena: Arena, loader: Loader) -> None:
+        self._pool = pool
+        self._arena = arena
+        self._loader = loader
+        self._step = 0
+        self._wanted: dict[str, _Want] = {}
+        self._installing: tuple[str, Installation] | None = None
+        self._failures: dict[str, Exception] = {}
+        self._leaving: set[str] = set()
+        self._awaited: set[str] = set()
+        self._claim: str | None = None
+
+    # ---- what the scheduler asks
+
+    def ensure(self, digest: str) -> Presence:
+        """Says where a version is, and sees to it that it comes nearer."""
+        if self._pool.ready(digest):
+            self._awaited.add(digest)
+            return Presence.DEVICE
+        if digest in self._failures:
+            return Presence.FAILED
+        if self._installing is not None and self._installing[0] == digest:
+            return Presence.LOADING
+        want = self._wanted.setdefault(digest, _Want(self._step))
+        want.asked = self._step
+        return Presence.LOADING if want.packed is None else Presence.WAITING
+
+    def error(self, digest: str) -> Exception:
+        """Why a version FAILED."""
+        return self._failures[digest]
+
+    def acquire(self, digest: str) -> SlotRef:
+        """A reference to a version on the DEVICE, which keeps it there."""
+        return self._pool.acquire(digest)
+
+    def release(self, ref: SlotRef) -> None:
+        """Gives a reference back. RuntimeError for one that is not held."""
+        digest = self._pool.release(ref)
+        if digest in self._leaving and not self._pool.refs(digest):
+            self._drop(digest)
+
+    def valid(self, ref: SlotRef) -> bool:
+        """Whether the slot still holds what the reference was taken on."""
+        return self._pool.valid(ref)
+
+    def victims_for(self, digest: str) -> tuple[str, ...]:
+        """The versions to drain so that a WAITING one fits, the least recently used first.
+
+        The room that they leave is kept for `digest` until the next pump has given it to it.
+        Empty where draining would not help now: it is not loaded, it fits already, or room is
+        being made for another one.
+        """
+        want = self._wanted.get(digest)
+        if want is None or want.packed is None or self._claim not in (None, digest):
+            return ()
+        try:
+            victims = self._pool.victims_for(want.packed.sizes)
+        except AdapterInvalid as error:
+            self._fail(digest, error)
+            return ()
+        self._claim = digest
+        return victims
+
+    # ---- what an operator asks
+
+    def prefetch(self, digest: str) -> None:
+        """Wants a version ahead of use, also one that failed or was forgotten before."""
+        self._failures.pop(digest, None)
+        self._leaving.discard(digest)
+        self.ensure(digest)
+
+    def pin(self, digest: str) -> None:
+        """Brings a version and never evicts it."""
+        self._pool.pin(digest)
+        self.prefetch(digest)
+
+    def unpin(self, digest: str) -> None:
+        """Lets a version be evicted again, and those come that had no room beside it."""
+        self._pool.unpin(digest)
+        for other, error in list(self._failures.items()):
+            if isinstance(error, AdapterTooLarge):
+                del self._failures[other]
+
+    def forget(self, digest: str) -> None:
+        """Takes a version off host and device, there when its last reference is given back."""
+        self._wanted.pop(digest, None)
+        self._failures.pop(digest, None)
+        self._loader.forget(digest)
+        self._pool.unpin(digest)
+        if self._pool.refs(digest):
+            self._leaving.add(digest)
+        elif digest in self._pool.digests:
+            self._drop(digest)
+
+    # ---- what the engine does between steps
+
+    def pump(self, budget: int) -> None:
+        """Moves the wanted versions on; copies about `budget` bytes to the device at most."""
+        self._step += 1
+        self._settle()
+        while budget > 0 and (self._installing is not None or self._begin()):
+            budget -= self._advance(budget)
+        self._claim = None
+        self._awaited.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Whether another pump would change nothing before a load ends or somebody asks."""
+        started = (w.load is not None and not w.load.done() for _, w in self._in_turn())
+        return self._installing is None and all(started)
+
+    # ---- what others may know
+
+    @property
+    def evictions(self) -> int:
+        """Versions that had to leave the device for others."""
+        return self._pool.evictions
+
+    @property
+    def loads(self) -> int:
+        """Versions read from disk, failed ones included."""
+        return self._loader.loads
+
+    @property
+    def load_seconds(self) -> float:
+        """Time that those loads took."""
+        return self._loader.load_seconds
+
+    def held(self, digest: str) -> bool:
+        """Whether anything of a version is in memory or on its way there."""
+        resident = digest in self._pool.digests or digest in self._wanted
+        return resident or digest in self._loader.sizes()
+
+    def states(self) -> tuple[ResidentState, ...]:
+        """The versions in memory, each once, at the tier nearest to the device."""
+        pool = self._pool
+        states = [
+            ResidentState(d, "device", pool.refs(d), pool.size(d), pool.pinned(d))
+            for d in pool.digests
+            if pool.ready(d)
+        ]
+        states += [
+            ResidentState(d, "host", 0, size, pool.pinned(d))
+            for d, size in self._loader.sizes().items()
+            if not pool.ready(d)
+        ]
+        return tuple(states)
+
+    def check(self) -> tuple[str, ...]:
+        """The invariants that do not hold; empty is healthy."""
+        leaving_in_use = all(self._pool.refs(digest) for digest in self._leaving)
+        return self._pool.check() + (() if leaving_in_use else ("forgotten versions are gone",))
+
+    # ---- steps of a pump
+
+    def _settle(self) -> None:
+        """Starts loads, takes in those that ended, and lets go of what nobody asks for."""
+        passing = [d for d, e in self._failures.items() if not _lasting(e)]
+        for digest in passing:
+            del self._failures[digest]
+        for digest, want in self._in_turn():
+            if want.load is None:
+                want.load = self._loader.request(digest)
+            if not want.load.done():
+                continue
+            error = want.load.exception()
+            if isinstance(error, Exception):
+                self._fail(digest, error)
+            elif self._step - want.asked > _ATTENTION:
+                del self._wanted[digest]
+
+    def _begin(self) -> bool:
+        """Starts to install the first wanted version that there is room for."""
+        for digest, packed in self._candidates():
+            keep = () if digest == self._claim else self._awaited
+            try:
+                self._arena.check(packed.plan)
+                placement = self._pool.reserve(digest, packed.sizes, keep)
+            except AdapterInvalid as error:
+                self._fail(digest, error)
+                continue
+            if placement is not None:
+                for slot in placement.evicted:
+                    self._arena.clear(slot)
+                self._installing = digest, self._arena.install(placement, packed)
+                del self._wanted[digest]
+                return True
+        return False
+
+    def _in_turn(self) -> list[tuple[str, _Want]]:
+        return list(islice(self._wanted.items(), _AHEAD))
+
+    def _candidates(self) -> Iterator[tuple[str, Packed]]:
+        for digest, want in self._in_turn():
+            if want.packed is not None and self._claim in (None, digest):
+                yield digest, want.packed
+
+    def _advance(self, budget: int) -> int:
+        """Copies one slice; returns its bytes, or all of `budget` where only waiting is left."""
+        assert self._installing is not None
+        digest, installation = self._installing
+        copied = installation.advance(budget)
+        if installation.finish():
+            self._pool.commit(digest)
+            self._installing = None
+        elif not copied:
+            return budget
+        return copied
+
+    def _fail(self, digest: str, error: Exception) -> None:
+        self._wanted.pop(digest, None)
+        self._failures[digest] = error
+
+    def _drop(self, digest: str) -> None:
+        if self._installing is not None and self._installing[0] == digest:
+            self._installing = None
+        self._leaving.discard(digest)
+        self._arena.clear(self._pool.drop(digest))
+
+
+def _lasting(error: Exception) -> bool:
+    """Whether the version is at fault, so that trying again would fail again."""
+    return isinstance(error, AdapterInvalid | AdapterCorrupt)
