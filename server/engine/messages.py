@@ -169,13 +169,20 @@ class Tokens(Message, frozen=True, kw_only=True):
 
 
 class LoadReport(Message, frozen=True, kw_only=True):
-    """What a load found: the adapter's card and the checks that it passed."""
+    """What a load found: the adapter's card and the checks that it passed.
+
+    rank: the largest after lowering   share: trained values over the base's   bytes: on the device
+    canary_difference: largest absolute difference from the base's logits on a fixed prompt
+    """
 
     digest: str
     method: str
     rank: int
     tensors: int
     modules: int
+    targets: tuple[str, ...] = ()
+    trained: int = 0
+    share: float = 0.0
     bytes: int
     load_seconds: float
     canary_difference: float

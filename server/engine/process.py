@@ -7,12 +7,13 @@ import threading
 import traceback
 
 from weft.server.engine.checks import ModelUnsupported
-from weft.server.engine.engine import Engine
-
 from weft.server.engine.connection import EngineConnection
+from weft.server.engine.engine import Engine
 from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
 
 HEARTBEAT_SECONDS = 1.0
+AWAITED_SECONDS = 0.002
+"""Between looks at loads under way, while nothing can be computed."""
 
 
 def run(sock: socket.socket) -> None:
@@ -66,20 +67,22 @@ def _load(first: Command, connection: EngineConnection) -> Engine | None:
 def _loop(
     engine: Engine, inbox: "queue.SimpleQueue[Command]", connection: EngineConnection
 ) -> None:
+    computed = False
     while True:
-        for command in _drain(inbox, wait=not engine.busy):
+        pause = 0.0 if computed else AWAITED_SECONDS if engine.busy else HEARTBEAT_SECONDS
+        for command in _drain(inbox, pause):
             if isinstance(command, Stop):
                 return
             engine.handle(command)
-        engine.step()
+        computed = engine.step()
         connection.send(engine.take_events())
 
 
-def _drain(inbox: "queue.SimpleQueue[Command]", wait: bool) -> list[Command]:
-    """All commands at hand; with `wait`, sleeps until one arrives or a heartbeat is due."""
+def _drain(inbox: "queue.SimpleQueue[Command]", pause: float) -> list[Command]:
+    """All commands at hand; where there is none, waits `pause` seconds for one."""
     commands: list[Command] = []
     try:
-        commands.append(inbox.get(block=wait, timeout=HEARTBEAT_SECONDS if wait else None))
+        commands.append(inbox.get(block=pause > 0, timeout=pause))
         while True:
             commands.append(inbox.get_nowait())
     except queue.Empty:

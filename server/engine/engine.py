@@ -1,0 +1,304 @@
+"""The engine: requests in, tokens out, one step at a time. Knows no sockets and no text.
+
+Single-threaded; only the loader works beside it.
+"""
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from weft.adapters.loader import Loader
+from weft.adapters.pool import Pool
+from weft.adapters.presence import Presence
+from weft.adapters.residency import Residency
+from weft.adapters.store import Store
+from weft.server.engine.batch import StepBatch
+from weft.server.engine.loads import Loads
+from weft.server.engine.messages import (
+    Abort,
+    AdapterState,
+    Command,
+    Done,
+    EngineConfig,
+    EngineInfo,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    Pin,
+    Prefetch,
+    Stats,
+    Unload,
+)
+from weft.server.engine.model import ModelFacts, ModelHost
+from weft.server.engine.outbox import Outbox
+from weft.server.engine.prefix_cache import PrefixRoot
+from weft.server.engine.sampling import Sampled, SampleRow, sample, token_logprobs
+from weft.server.engine.scheduler import Limits, Scheduler
+from weft.server.engine.sequence import Sequence as Row
+from weft.server.engine.step_plan import StepPlan
+from weft.server.engine.versions import Versions
+from weft.server.engine.weights import Progress
+
+log = logging.getLogger(__name__)
+COPY_BYTES_PER_STEP = 32 << 20
+STATS_SECONDS = 0.1
+CHECK_SECONDS = 10.0
+
+
+class Engine:
+    """One base model, its KV cache, its adapters, and the requests that they answer."""
+
+    def __init__(
+        self,
+        model: ModelHost,
+        config: EngineConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        facts = model.facts
+        self.info = _info(facts)
+        self.versions = Versions(
+            Store(Path(config.store)), model.base, Path(config.model).name, model.arena.values.dtype
+        )
+        self.residency = _residency(model, self.versions, config)
+        self.scheduler = Scheduler(
+            _limits(facts, config), self.residency, _prefix_root(facts, config), clock
+        )
+        self._model = model
+        self._seed = config.seed
+        self._clock = clock
+        self._outbox = Outbox()
+        self._loads = Loads(facts.vocab_size)
+        self._steps = 0
+        self._stats_due = self._check_due = 0.0
+        self._broken: tuple[str, ...] = ()
+        self.scheduler.add(self._loads.base())
+        while self.busy:
+            self.step()
+
+    @classmethod
+    def load(cls, config: EngineConfig, progress: Progress) -> "Engine":
+        """Loads the model and gets ready to serve; raises ModelUnsupported."""
+        return cls(ModelHost.load(config, progress), config)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something, or something is awaited that a step must look for."""
+        return bool(self.scheduler.running or self.scheduler.waiting) or not self.residency.idle
+
+    def handle(self, command: Command) -> None:
+        """Takes a command in; its answer comes with the events of a step."""
+        match command:
+            case Generate():
+                self.scheduler.add(command)
+            case Abort():
+                self.scheduler.abort(command.id, command.index)
+            case Load():
+                self.residency.prefetch(command.digest)
+                self.scheduler.add(self._loads.start(command))
+            case Prefetch():
+                self.residency.prefetch(command.digest)
+                self._outbox.put(Done(command.id))
+            case Pin():
+                (self.residency.pin if command.pinned else self.residency.unpin)(command.digest)
+                self._outbox.put(Done(command.id))
+            case Unload():
+                self.residency.forget(command.digest)
+                self._outbox.put(Done(command.id))
+
+    def step(self) -> bool:
+        """Moves adapters, computes one step and publishes it; returns whether it computed any."""
+        self.residency.pump(COPY_BYTES_PER_STEP)
+        plan = self.scheduler.plan()
+        sampled = self._compute(plan) if plan else {}
+        self._publish(sampled)
+        return bool(plan)
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        self._report()
+        return self._outbox.take()
+
+    def check(self) -> tuple[str, ...]:
+        """The broken invariants; empty when sound."""
+        return self.scheduler.check() + self.residency.check()
+
+    # ---- a step
+
+    def _compute(self, plan: StepPlan) -> dict[Row, Sampled]:
+        """Runs a plan and commits it; a failure ends only the sequences that fail on their own."""
+        self._steps += 1
+        try:
+            sampled = self._run(plan)
+        except torch.AcceleratorError:
+            raise  # the device is lost: only a new process helps
+        except Exception as error:
+            if len(plan.items) == 1:
+                log.exception("a step failed")
+                self.scheduler.fail(plan.items[0].seq, _code(error))
+                return {}
+            alone = (self._compute(StepPlan((item,))) for item in plan.items)
+            return {seq: choice for choices in alone for seq, choice in choices.items()}
+        for seq, choice in sampled.items():
+            if choice.error is not None:
+                log.error("request %s: %s", seq.request.id, choice.error)
+                self.scheduler.fail(seq, "internal_error")
+        self.scheduler.commit(plan, [choice.token for choice in sampled.values()])
+        return sampled
+
+    def _run(self, plan: StepPlan) -> dict[Row, Sampled]:
+        for item in plan.items:
+            if item.seq.slot is not None and not self.residency.valid(item.seq.slot):
+                raise RuntimeError(f"slot {item.slot} was given to another version")
+        batch = self._model.build(plan)
+        logits = self._model.run(batch)
+        self._keep_prompts(batch, logits)
+        rows = [item.seq for item in plan.sampling]
+        chosen = logits[list(batch.sampling)] if batch.prompts else logits
+        for index, seq in enumerate(rows):
+            if seq.request.id in self._loads:
+                self._loads.observe(seq.request.id, chosen[index])
+        sampled = sample(chosen, [self._sample_row(seq) for seq in rows])
+        return dict(zip(rows, sampled, strict=True))
+
+    def _sample_row(self, seq: Row) -> SampleRow:
+        return SampleRow(
+            seq.sampling, seq.tokens, seq.prompt_len, self._row_seed(seq), self.info.eos_token_ids
+        )
+
+    def _row_seed(self, seq: Row) -> int:
+        """The request's seed, another one for each further child; without one, the engine's own."""
+        seed = seq.sampling.seed
+        if seed is None:
+            return _mix(self._seed, seq.arrival)
+        return seed if seq.index == 0 else _mix(seed, seq.index)
+
+    def _keep_prompts(self, batch: StepBatch, logits: Tensor) -> None:
+        for prompt in batch.prompts:
+            count = prompt.rows.stop - prompt.rows.start
+            tokens = prompt.seq.tokens[prompt.position : prompt.position + count]
+            top = prompt.seq.sampling.prompt_logprobs or 0
+            found = token_logprobs(logits[prompt.rows], tokens, [top] * count)
+            self._outbox.add_prompt(prompt.seq, prompt.position, found)
+
+    # ---- what others hear of
+
+    def _publish(self, sampled: dict[Row, Sampled]) -> None:
+        ended = self.scheduler.take_ended()
+        canaries = [seq for seq in ended if seq.request.id in self._loads]
+        for seq in canaries:
+            sampled.pop(seq, None)
+            self._answer_load(seq)
+        self._outbox.publish(sampled, [seq for seq in ended if seq not in canaries])
+
+    def _answer_load(self, seq: Row) -> None:
+        digest = seq.adapter
+        if digest is None:
+            return
+        answer = self._loads.finish(seq, self.versions.card(digest), self._failure(seq, digest))
+        self._outbox.put(answer)
+        if isinstance(answer, Failed):
+            self.residency.forget(digest)
+            self.versions.forget(digest)
+
+    def _failure(self, seq: Row, digest: str) -> Exception | None:
+        """Why the version did not come to the device, if that is what ended its canary."""
+        if seq.finish is None or seq.finish.reason != "error":
+            return None
+        failed = self.residency.ensure(digest) is Presence.FAILED
+        return self.residency.error(digest) if failed else None
+
+    def _report(self) -> None:
+        now = self._clock()
+        if now < self._stats_due:
+            return
+        self._stats_due = now + STATS_SECONDS
+        if now >= self._check_due:
+            self._check_due = now + CHECK_SECONDS
+            self._broken = self.check()
+        self._outbox.put(self._stats())
+
+    def _stats(self) -> Stats:
+        scheduler, residency, pages = self.scheduler, self.residency, self.scheduler.kv.pages
+        return Stats(
+            steps=self._steps,
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            free_pages=pages.free,
+            cached_pages=pages.cached,
+            total_pages=pages.total,
+            prefix_hits=scheduler.kv.prefixes.hits,
+            prefix_queries=scheduler.kv.prefixes.queries,
+            preemptions=scheduler.preemptions,
+            evictions=residency.evictions,
+            loads=residency.loads,
+            load_seconds=residency.load_seconds,
+            broken_invariants=self._broken,
+            adapters=tuple(
+                AdapterState(s.digest, s.tier, s.refs, s.bytes, s.pinned)
+                for s in residency.states()
+            ),
+        )
+
+
+def _limits(facts: ModelFacts, config: EngineConfig) -> Limits:
+    return Limits(
+        num_pages=facts.pages,
+        page_size=facts.page_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=facts.max_num_batched_tokens,
+        max_model_len=facts.max_model_len,
+        eos_token_ids=frozenset(facts.eos_token_ids),
+        patience=config.patience,
+    )
+
+
+def _residency(model: ModelHost, versions: Versions, config: EngineConfig) -> Residency:
+    facts, arena = model.facts, model.arena
+    host_bytes = config.adapter_host_memory
+    loader = Loader(
+        versions.load,
+        dtype=arena.values.dtype,
+        capacity=2 * facts.adapter_bytes if host_bytes is None else host_bytes,
+        pin_memory=facts.device.type == "cuda",
+    )
+    return Residency(Pool(facts.adapter_bytes, facts.slots), arena, loader)
+
+
+def _prefix_root(facts: ModelFacts, config: EngineConfig) -> PrefixRoot | None:
+    if not config.prefix_caching:
+        return None
+    secret = config.prefix_secret or secrets.token_bytes(32)
+    return PrefixRoot(secret, facts.digest, str(facts.dtype))
+
+
+def _info(facts: ModelFacts) -> EngineInfo:
+    return EngineInfo(
+        model_digest=facts.digest,
+        device=str(facts.device),
+        dtype=str(facts.dtype).removeprefix("torch."),
+        parameters=facts.parameters,
+        vocab_size=facts.vocab_size,
+        eos_token_ids=facts.eos_token_ids,
+        max_model_len=facts.max_model_len,
+        page_size=facts.page_size,
+        pages=facts.pages - 1,
+        adapter_bytes=facts.adapter_bytes,
+        slots=facts.slots,
+    )
+
+
+def _mix(seed: int, number: int) -> int:
+    """A seed that depends on both, and on nothing else."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest())
+
+
+def _code(error: Exception) -> str:
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return "out_of_memory" if out_of_memory else "internal_error"

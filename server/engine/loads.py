@@ -1,0 +1,117 @@
+"""Load commands under way: each ends when its version has answered a canary, or was refused.
+
+A canary is an ordinary request of one token that the scheduler runs like any other, so that a load
+is answered only by a version that really computes, and decoding goes on meanwhile.
+"""
+
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from weft.adapters.card import Card
+from weft.adapters.errors import AdapterInvalid
+from weft.adapters.tenancy import TenantContext
+from weft.server.engine.messages import Failed, Generate, Load, Loaded, LoadReport, Sampling
+from weft.server.engine.residency import error_code
+from weft.server.engine.sequence import Sequence
+
+CANARY_TENANT = TenantContext("_canary")
+CANARY_TOKENS = 8
+_BASE = "canary-base"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass
+class _Load:
+    command: Load
+    started: float
+    difference: float | None = None
+    refusal: AdapterInvalid | None = None
+
+
+class Loads:
+    """Starts canaries for loads, looks at their logits, and words the answers.
+
+    Use: `start` gives the request to schedule, `observe` takes its logits, `finish` its end.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        stride = max(1, vocab_size // CANARY_TOKENS)
+        self._prompt = tuple(index * stride for index in range(CANARY_TOKENS))
+        self._base: Tensor | None = None
+        self._loads: dict[str, _Load] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._loads or request_id == _BASE
+
+    def base(self) -> Generate:
+        """The canary of the base itself, run once before any load."""
+        return self._canary(_BASE, None)
+
+    def start(self, command: Load) -> Generate:
+        """The canary request for a load."""
+        request = self._canary(f"canary-{command.id}", command.digest)
+        self._loads[request.id] = _Load(command, time.monotonic())
+        return request
+
+    def observe(self, request_id: str, logits: Tensor) -> None:
+        """Takes a canary's logits, float32 [vocabulary]."""
+        if request_id == _BASE:
+            self._base = logits.clone()
+            return
+        load = self._loads[request_id]
+        if not logits.isfinite().all():
+            load.refusal = AdapterInvalid(_WEIGHTS, "its logits are not finite")
+            return
+        assert self._base is not None
+        load.difference = (logits - self._base).abs().max().item()
+        if load.difference == 0.0:
+            load.refusal = AdapterInvalid(
+                _WEIGHTS, "its logits equal the base model's: it has no effect"
+            )
+
+    def finish(self, seq: Sequence, card: Card | None, error: Exception | None) -> Loaded | Failed:
+        """The answer to the load whose canary ended; `error` is why the version did not come."""
+        load = self._loads.pop(seq.request.id)
+        refusal = load.refusal or error
+        if refusal is not None:
+            return _failed(load.command.id, refusal)
+        if load.difference is None or card is None:
+            code = (seq.finish and seq.finish.error) or "internal_error"
+            return Failed(load.command.id, code, "adapter", "the canary did not run")
+        return Loaded(load.command.id, _report(load, card))
+
+    def _canary(self, request_id: str, adapter: str | None) -> Generate:
+        return Generate(
+            id=request_id,
+            tenant=CANARY_TENANT,
+            prompt=self._prompt,
+            adapter=adapter,
+            sampling=Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
+        )
+
+
+def _failed(call_id: str, error: Exception) -> Failed:
+    if isinstance(error, AdapterInvalid):
+        return Failed(call_id, "adapter_invalid", error.where, error.reason)
+    return Failed(call_id, error_code(error), "adapter", "its stored files cannot be read")
+
+
+def _report(load: _Load, card: Card) -> LoadReport:
+    assert load.difference is not None
+    return LoadReport(
+        digest=load.command.digest,
+        method=card.method,
+        rank=card.rank,
+        tensors=card.tensors,
+        modules=card.modules,
+        targets=card.targets,
+        trained=card.trained,
+        share=card.share,
+        bytes=card.bytes,
+        load_seconds=time.monotonic() - load.started,
+        canary_difference=load.difference,
+        checks=(*card.checks, "canary: finite logits that differ from the base's"),
+        warnings=card.warnings,
+    )

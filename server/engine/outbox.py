@@ -1,0 +1,61 @@
+"""Turns what a step sampled and ended into events, one per sequence and step. Knows no tensors."""
+
+from collections.abc import Iterable, Mapping
+
+from weft.server.engine.messages import Event, TokenLogprobs, Tokens
+from weft.server.engine.sampling import Sampled
+from weft.server.engine.sequence import Sequence
+
+
+class Outbox:
+    """Events on their way to the API process, and the prompt log-probabilities still collected."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._prompts: dict[Sequence, dict[int, TokenLogprobs]] = {}
+
+    def put(self, event: Event) -> None:
+        """Adds an event that is not about tokens."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """All events since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def add_prompt(self, seq: Sequence, position: int, found: list[TokenLogprobs]) -> None:
+        """Notes the log-probabilities of prompt tokens `position`, `position + 1`, …"""
+        self._prompts.setdefault(seq, {}).update(enumerate(found, position))
+
+    def publish(self, sampled: Mapping[Sequence, Sampled], ended: Iterable[Sequence]) -> None:
+        """Adds the events of a step: new tokens, and the end of each sequence that ended."""
+        for seq, choice in sampled.items():
+            if choice.error is None:
+                self._events.append(self._tokens(seq, choice))
+        for seq in ended:
+            choice = sampled.get(seq)
+            if choice is None or choice.error is not None:
+                self._events.append(self._tokens(seq, None))
+            self._prompts.pop(seq, None)
+
+    def _tokens(self, seq: Sequence, choice: Sampled | None) -> Tokens:
+        finish = seq.finish
+        return Tokens(
+            id=seq.request.id,
+            index=seq.index,
+            tokens=() if choice is None else (choice.token,),
+            logprobs=(choice.logprobs,) if choice and choice.logprobs else (),
+            prompt_logprobs=self._take_prompt(seq),
+            cached_tokens=seq.cached_tokens,
+            finish=finish and finish.reason,
+            stop_token=finish and finish.stop_token,
+            error=finish and finish.error,
+        )
+
+    def _take_prompt(self, seq: Sequence) -> tuple[TokenLogprobs | None, ...] | None:
+        """The prompt's log-probabilities, the first token's being None; once, when complete."""
+        found = self._prompts.get(seq)
+        if found is None or len(found) < seq.prompt_len - 1:
+            return None
+        del self._prompts[seq]
+        return (None, *(found[position] for position in range(1, seq.prompt_len)))
