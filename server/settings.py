@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     )
     max_model_len: Count = Field(None, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int = Field(64, ge=1, description="Sequences computed at the same time.")
+    max_queue: int = Field(
+        1024, ge=0, description="Sequences that may wait beside them; more are answered 429."
+    )
     max_num_batched_tokens: Count = Field(None, description="Token budget of one step.")
     kv_cache_memory: Size = Field(None, description="KV cache: 10GiB, a number of bytes, auto.")
     adapter_memory: Size = Field(None, description="Adapters held on the device.")
@@ -120,6 +123,12 @@ class Settings(BaseSettings):
     )
     allow_runtime_adapters: bool = Field(
         True, description="Let clients load, replace and remove adapters."
+    )
+    allow_hub_adapters: bool = Field(
+        False, description="Let clients name a hub repository to load an adapter from."
+    )
+    max_adapter_size: Annotated[int, Field(ge=1), BeforeValidator(parse_size)] = Field(
+        4 << 30, description="Largest adapter that clients may load."
     )
     api_key: SecretStr | None = Field(None, description="The key that clients must send.")
     tenants: Path | None = Field(None, description="TOML file of tenants and their keys.")
