@@ -47,7 +47,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises AdapterInvalid where a file is missing, not the right format, or broken.
     """
     try:
-        folder = _adapter_folder(folder)
+        folder = adapter_folder(folder)
         config = _read_config(folder / CONFIG_NAME)
         return _read_weights(folder / WEIGHTS_NAME, config)
     except OSError as error:
@@ -73,7 +73,8 @@ def start_digest(config: Mapping[str, Json]) -> "hashlib._Hash":
     return hashlib.sha256(len(canonical).to_bytes(8, "little") + canonical)
 
 
-def _adapter_folder(folder: Path) -> Path:
+def adapter_folder(folder: Path) -> Path:
+    """The folder itself, or its only sub-folder that holds an adapter; raises AdapterInvalid."""
     if not folder.is_dir():
         raise AdapterInvalid("adapter folder", "is not a folder")
     if (folder / CONFIG_NAME).is_file():
