@@ -61,9 +61,9 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     scores = _adjust(logits, rows)
     finite = scores.amax(dim=-1).isfinite().tolist()
     tokens = _choose(scores, rows)
-    logprobs = _wanted_logprobs(logits, rows, tokens)
+    logprobs = _wanted_logprobs(logits, rows, tokens, finite)
     return [
-        Sampled(token, logprobs.get(index)) if finite[index] else Sampled(token, error=_NOT_FINITE)
+        Sampled(token, logprobs.get(index)) if finite[index] else Sampled(0, error=_NOT_FINITE)
         for index, token in enumerate(tokens)
     ]
 
@@ -96,9 +96,13 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _wanted_logprobs(
-    logits: Tensor, rows: Sequence[SampleRow], tokens: Sequence[int]
+    logits: Tensor, rows: Sequence[SampleRow], tokens: Sequence[int], finite: Sequence[bool]
 ) -> dict[int, TokenLogprobs]:
-    tops = {i: n for i, row in enumerate(rows) if (n := row.sampling.logprobs) is not None}
+    tops = {
+        index: count
+        for index, row in enumerate(rows)
+        if (count := row.sampling.logprobs) is not None and finite[index]
+    }
     if not tops:
         return {}
     wanted = list(tops)
