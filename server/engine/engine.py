@@ -66,7 +66,10 @@ class Engine:
         self.versions = Versions(
             Store(Path(config.store)), model.base, Path(config.model).name, model.arena.values.dtype
         )
-        self.residency = _residency(model, self.versions, config)
+        self._loader = _loader(model, self.versions, config)
+        self.residency = Residency(
+            Pool(facts.adapter_bytes, facts.slots), model.arena, self._loader
+        )
         self.scheduler = Scheduler(
             _limits(facts, config), self.residency, _prefix_root(facts, config), clock
         )
@@ -124,6 +127,10 @@ class Engine:
         """What happened since the last call, in order."""
         self._report()
         return self._outbox.take()
+
+    def close(self) -> None:
+        """Ends the loader's threads; call it last."""
+        self._loader.close()
 
     def check(self) -> tuple[str, ...]:
         """The broken invariants; empty when sound."""
@@ -225,16 +232,16 @@ class Engine:
         self._outbox.put(self._stats())
 
     def _stats(self) -> Stats:
-        scheduler, residency, pages = self.scheduler, self.residency, self.scheduler.kv.pages
+        scheduler, residency, tables = self.scheduler, self.residency, self.scheduler.tables
         return Stats(
             steps=self._steps,
             running=scheduler.running,
             waiting=scheduler.waiting,
-            free_pages=pages.free,
-            cached_pages=pages.cached,
-            total_pages=pages.total,
-            prefix_hits=scheduler.kv.prefixes.hits,
-            prefix_queries=scheduler.kv.prefixes.queries,
+            free_pages=tables.pool.free,
+            cached_pages=tables.pool.cached,
+            total_pages=tables.pool.total,
+            prefix_hits=tables.prefix_hits,
+            prefix_queries=tables.prefix_queries,
             preemptions=scheduler.preemptions,
             evictions=residency.evictions,
             loads=residency.loads,
@@ -259,16 +266,14 @@ def _limits(facts: ModelFacts, config: EngineConfig) -> Limits:
     )
 
 
-def _residency(model: ModelHost, versions: Versions, config: EngineConfig) -> Residency:
-    facts, arena = model.facts, model.arena
+def _loader(model: ModelHost, versions: Versions, config: EngineConfig) -> Loader:
     host_bytes = config.adapter_host_memory
-    loader = Loader(
+    return Loader(
         versions.load,
-        dtype=arena.values.dtype,
-        capacity=2 * facts.adapter_bytes if host_bytes is None else host_bytes,
-        pin_memory=facts.device.type == "cuda",
+        dtype=model.arena.values.dtype,
+        capacity=2 * model.facts.adapter_bytes if host_bytes is None else host_bytes,
+        pin_memory=model.facts.device.type == "cuda",
     )
-    return Residency(Pool(facts.adapter_bytes, facts.slots), arena, loader)
 
 
 def _prefix_root(facts: ModelFacts, config: EngineConfig) -> PrefixRoot | None:

@@ -1,5 +1,6 @@
 """The engine process: reads commands from a socket, steps the engine, writes its events back."""
 
+import contextlib
 import queue
 import socket
 import sys
@@ -27,7 +28,8 @@ def run(sock: socket.socket) -> None:
     try:
         engine = _load(inbox.get(), connection)
         if engine is not None:
-            _loop(engine, inbox, connection)
+            with contextlib.closing(engine):
+                _loop(engine, inbox, connection)
     except OSError:
         pass  # the API process is gone, and nobody else can be told
     finally:
