@@ -99,7 +99,7 @@ def _tails(name: str) -> list[str]:
 
 def _layers(value: Json) -> frozenset[int]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    layers = frozenset(item for item in values if type(item) is int)
-    if len(layers) != len(set(map(str, values))) or any(layer < 0 for layer in layers):
+    layers = [item for item in values if type(item) is int and item >= 0]
+    if len(layers) != len(values):
         raise invalid("layers_to_transform", "must be a layer's number or a list of them")
-    return layers
+    return frozenset(layers)

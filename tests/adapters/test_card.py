@@ -1,0 +1,60 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adapter_files import edit_config
+from peft_adapters import save_lora
+from tiny_models import tiny_model
+
+from weft.adapters.base import BaseModules
+from weft.adapters.card import Card, describe
+from weft.adapters.checkpoint import read_checkpoint
+from weft.adapters.methods import lower
+from weft.adapters.tensors import read_tensors
+
+MODEL = tiny_model("llama")
+
+
+def card(folder: Path, itemsize: int = 2) -> Card:
+    checkpoint = read_checkpoint(folder)
+    base = BaseModules.of(MODEL)
+    plan = lower(checkpoint, read_tensors(checkpoint), base)
+    return describe(checkpoint, plan, base, itemsize=itemsize, base_name="some/llama-tiny")
+
+
+def test_a_lora(tmp_path: Path) -> None:
+    targets = ["q_proj", "embed_tokens"]
+    result = card(save_lora(tmp_path, "llama", target_modules=targets, r=3, lora_alpha=6))
+    trained = 2 * 3 * (64 + 64) + 3 * (512 + 64)
+    assert result.method == "lora"
+    assert result.targets == ("embed_tokens", "q_proj")
+    assert (result.modules, result.tensors, result.rank) == (3, 7, 3)
+    assert result.alpha == 6.0
+    assert result.trained == trained
+    assert result.bytes == 2 * trained
+    assert result.share == trained / MODEL.num_parameters()
+    assert result.checks
+    assert result.warnings == ()
+
+
+def test_an_unconverted_pissa_costs_twice_its_file(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}
+    result = card(save_lora(tmp_path, "llama", r=4, **config), itemsize=4)
+    assert result.rank == 8
+    assert result.bytes == 8 * result.trained
+
+
+@pytest.mark.parametrize(
+    ("name", "warnings"),
+    [("/home/someone/llama-tiny", 0), ("other/llama-tiny", 0), ("unsloth/llama-bnb-4bit", 1)],
+)
+def test_another_bases_name(name: str, warnings: int, tmp_path: Path) -> None:
+    folder = save_lora(tmp_path, "llama", target_modules=["q_proj"])
+    result = card(edit_config(folder, base_model_name_or_path=name))
+    assert len(result.warnings) == warnings
+    assert "/" not in "".join(result.warnings)
+
+
+def test_a_rank_beyond_the_matrix(tmp_path: Path) -> None:
+    result = card(save_lora(tmp_path, "llama", target_modules=["k_proj"], r=40))
+    assert "rank 40 is larger than a side of model.layers.0.self_attn.k_proj" in result.warnings[0]
