@@ -158,10 +158,9 @@ class Residency:
         self._awaited.clear()
 
     @property
-    def idle(self) -> bool:
-        """Whether another pump would change nothing before a load ends or somebody asks."""
-        started = (w.load is not None and not w.load.done() for _, w in self._in_turn())
-        return self._installing is None and all(started)
+    def expecting(self) -> bool:
+        """Whether versions are wanted or on their way, so that `pump` should go on being called."""
+        return self._installing is not None or bool(self._wanted)
 
     # ---- what others may know
 

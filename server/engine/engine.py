@@ -93,7 +93,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do something, or something is awaited that a step must look for."""
-        return bool(self.scheduler.running or self.scheduler.waiting) or not self.residency.idle
+        return bool(self.scheduler.running or self.scheduler.waiting) or self.residency.expecting
 
     def handle(self, command: Command) -> None:
         """Takes a command in; its answer comes with the events of a step."""
