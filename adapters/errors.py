@@ -54,7 +54,7 @@ class StorageFull(OSError):
 
 
 class StateInUse(RuntimeError):
-    """Another server is running on this state folder."""
+    """The state folder is not for this server: another one runs on it, or wrote its format."""
 
 
 def _printable(text: str) -> str:

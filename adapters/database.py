@@ -1,0 +1,111 @@
+"""The registry's SQLite file: opened by one process at a time, durable at each commit.
+
+One connection, exclusive locking, write-ahead log without shared memory: several writers, whose
+checkpoints some SQLite versions get wrong, cannot occur.
+"""
+
+import errno
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from weft.adapters.errors import StateInUse, StorageFull
+
+_FORMAT = 1
+_SCHEMA = """
+CREATE TABLE names (
+    tenant  TEXT NOT NULL,
+    name    TEXT NOT NULL,
+    current INTEGER,           -- NULL: removed; the row stays so that no version number comes twice
+    last    INTEGER NOT NULL,  -- the highest version number ever given
+    pinned  INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (tenant, name)
+) WITHOUT ROWID;
+CREATE TABLE versions (
+    tenant  TEXT NOT NULL,
+    name    TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    digest  TEXT NOT NULL,
+    bytes   INTEGER NOT NULL,
+    created REAL NOT NULL,
+    report  TEXT NOT NULL,
+    failed  TEXT,
+    PRIMARY KEY (tenant, name, version)
+) WITHOUT ROWID;
+CREATE INDEX versions_by_digest ON versions (digest);
+"""
+
+
+class Database:
+    """A connection that threads share under `lock`.
+
+    Raises StateInUse at opening where another process has it, StorageFull or OSError where the disk
+    fails; a transaction that raised changed nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.lock = threading.RLock()
+        self._connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, timeout=0.0
+        )
+        try:
+            with _disk_errors():
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows that a query gives, or that a statement of a transaction returns."""
+        with self.lock, _disk_errors():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commits what is done inside, durably, or on an exception nothing of it."""
+        with self.lock, _disk_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Closes the file; it can be opened again."""
+        with self.lock:
+            self._connection.close()
+
+    def _prepare(self) -> None:
+        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        self._connection.execute("PRAGMA mmap_size=0")
+        self._connection.execute("BEGIN EXCLUSIVE")
+        self._connection.execute("COMMIT")
+        (format_,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if format_ == 0:
+            self._connection.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version={_FORMAT}; COMMIT;"
+            )
+        elif format_ != _FORMAT:
+            raise StateInUse(f"the state folder is of format {format_}, this is {_FORMAT}")
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_BUSY:
+            raise StateInUse("another server is running on this state folder") from error
+        if code == sqlite3.SQLITE_FULL:
+            raise StorageFull(errno.ENOSPC, "the disk of the state folder is full") from error
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            raise OSError(errno.EIO, f"the registry's file fails: {error}") from error
+        raise
