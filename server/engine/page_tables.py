@@ -32,11 +32,11 @@ class PageTables:
 
         False, and nothing taken, unless `spare` pages stay available for others to grow into.
         """
-        shared = self.prefixes.reuse(seq)
+        shared = self.prefixes.find(seq)
         fresh = self._pages_for(len(seq.tokens)) - len(shared)
-        if self.pool.available - fresh < spare:
-            self.pool.release(shared)
+        if self.pool.available - self.pool.idle(shared) - fresh < spare:
             return False
+        self.pool.share(shared)
         seq.pages = shared + self.pool.take(fresh)
         seq.published = len(shared)
         seq.computed = len(shared) * self.page_size

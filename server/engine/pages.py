@@ -62,15 +62,23 @@ class PagePool:
             self._references[page] = 1
         return pages
 
-    def share(self, content: Content) -> int | None:
-        """References the page that holds exactly this; None if there is none."""
+    def find(self, content: Content) -> int | None:
+        """The page that holds exactly this, referenced or cached; None if there is none."""
         page = self._page_of.get(content.key)
         if page is None or self._content[page].tokens != content.tokens:
             return None
-        if self._references[page] == 0:
-            del self._cached[page]
-        self._references[page] += 1
         return page
+
+    def idle(self, pages: Iterable[int]) -> int:
+        """How many of `pages` nobody references, so that sharing them takes from `available`."""
+        return sum(self._references[page] == 0 for page in pages)
+
+    def share(self, pages: Iterable[int]) -> None:
+        """Adds a reference to each of these found pages."""
+        for page in pages:
+            if self._references[page] == 0:
+                del self._cached[page]
+            self._references[page] += 1
 
     def publish(self, page: int, content: Content) -> None:
         """Lets a referenced, full page be shared. The first page with a key keeps it."""

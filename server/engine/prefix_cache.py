@@ -42,8 +42,8 @@ class PrefixCache:
         """Whether anything is ever shared."""
         return self._root is not None
 
-    def reuse(self, seq: Sequence) -> list[int]:
-        """References the pages that hold the longest known prefix of `seq`, but its last token.
+    def find(self, seq: Sequence) -> list[int]:
+        """The pages that hold the longest known prefix of `seq`, its last token left out.
 
         At least one token is left to compute. A sequence that wants log-probabilities of its prompt
         starts from nothing, because they come out of computing it.
@@ -52,7 +52,7 @@ class PrefixCache:
         if self._root is None or (seq.sampling.prompt_logprobs is not None and not seq.generated):
             return pages
         for index in range((len(seq.tokens) - 1) // self._page_size):
-            page = self._pool.share(self._content(self._root, seq, index))
+            page = self._pool.find(self._content(self._root, seq, index))
             if page is None:
                 break
             pages.append(page)
@@ -68,10 +68,11 @@ class PrefixCache:
 
     def _content(self, root: PrefixRoot, seq: Sequence, index: int) -> Content:
         """What page `index` of `seq` holds; asked for in the order of the pages."""
-        start = index * self._page_size
-        tokens = tuple(seq.tokens[start : start + self._page_size])
-        keys = seq.page_keys
-        if index == len(keys):
-            previous = keys[-1] if keys else root.key(seq.tenant.id, seq.adapter)
-            keys.append(hashlib.sha256(previous + array("q", tokens).tobytes()).digest())
-        return Content(keys[index], tokens)
+        contents = seq.contents
+        if index == len(contents):
+            start = index * self._page_size
+            tokens = tuple(seq.tokens[start : start + self._page_size])
+            parent = contents[-1].key if contents else root.key(seq.tenant.id, seq.adapter)
+            key = hashlib.sha256(parent + array("q", tokens).tobytes()).digest()
+            contents.append(Content(key, tokens))
+        return contents[index]

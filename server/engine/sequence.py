@@ -6,6 +6,7 @@ from enum import Enum, auto
 from weft.adapters.pool import SlotRef
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.messages import Generate, Sampling
+from weft.server.engine.pages import Content
 
 
 class Status(Enum):
@@ -48,7 +49,7 @@ class Sequence:
     cached_tokens: int = 0
     preemptions: int = 0
     charged: int = 0  # tokens that its tenant has paid for; recomputing them is free
-    page_keys: list[bytes] = field(default_factory=list)  # prefix-cache keys of the leading pages
+    contents: list[Content] = field(default_factory=list)  # of its leading full pages, if known
     published: int = 0  # leading pages known to the prefix cache
 
     @property
