@@ -162,7 +162,7 @@ class Registry:
                 self._collect(digest)
         return gone
 
-    def pin(self, ctx: TenantContext, name: str, *, pinned: bool) -> Version:
+    def pin(self, ctx: TenantContext, name: str, pinned: bool) -> Version:
         """Records whether a name is to stay on the device; returns its current version."""
         with self._database.transaction():
             version = self._current(ctx, name)
@@ -209,6 +209,11 @@ class Registry:
     def pinned(self) -> set[str]:
         """The digests that pinned names point to, for an engine that starts."""
         return self._catalogue.pinned()
+
+    def stored(self, digest: str) -> bool:
+        """Whether a name or a hold refers to the digest, so that its files are kept."""
+        with self._lock:
+            return digest in self._holds or self._catalogue.has(digest)
 
     def check(self) -> tuple[str, ...]:
         """The invariants that do not hold; empty is healthy."""
