@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from weft.adapters.errors import AdapterInvalid
@@ -152,7 +152,7 @@ class EngineClient:
 
     # ---- calls
 
-    async def generate(self, request: Generate) -> AsyncIterator[Tokens]:
+    async def generate(self, request: Generate) -> AsyncGenerator[Tokens, None]:
         """Yields the request's events; leaving the iteration early aborts the request.
 
         Raises EngineUnavailable where the engine is down or dies on the way.

@@ -1,0 +1,42 @@
+"""How many sequences may be in the server at a time. Knows no tokens and no tenants."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from weft.server.errors import ApiError, ErrorCode
+
+
+class Admission:
+    """Counts sequences from admission to their end; refuses what would exceed `places`."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self.inside = 0
+        self.draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @contextmanager
+    def admit(self, sequences: int) -> Iterator[None]:
+        """Holds places for `sequences`; raises ApiError QUEUE_FULL or DRAINING at once."""
+        if self.draining:
+            raise ApiError(ErrorCode.DRAINING)
+        if self.inside + sequences > self.places:
+            raise ApiError(ErrorCode.QUEUE_FULL)
+        self.inside += sequences
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self.inside -= sequences
+            if not self.inside:
+                self._empty.set()
+
+    def drain(self) -> None:
+        """Admits nothing more; what is inside goes on."""
+        self.draining = True
+
+    async def empty(self) -> None:
+        """Waits until nothing is inside."""
+        await self._empty.wait()

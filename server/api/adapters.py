@@ -1,0 +1,206 @@
+"""/v1/adapters: what adapters a tenant has, and loading, replacing, pinning and removing them."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import Field
+
+from weft.adapters.checkpoint import MAX_CONFIG_BYTES
+from weft.adapters.errors import UnknownAdapter
+from weft.adapters.registry import Adapter
+from weft.adapters.tenancy import TenantContext
+from weft.server.api.body import RequestBody, parse, read_json_bytes
+from weft.server.api.json_response import json_response
+from weft.server.api.sources import allowed_folder, fetched_folder
+from weft.server.api.upload import received
+from weft.server.engine.messages import LoadReport
+from weft.server.errors import ApiError, ErrorCode, invalid
+from weft.server.library import Installed
+from weft.server.services import Services, services_of
+
+_FLAG = "--allow-runtime-adapters"
+# Boundaries and part headers of an upload, beside its two files.
+_FRAMING_BYTES = 16 * 1024
+_PAGE = 1000
+Json = dict[str, Any]
+
+
+class PutAdapterRequest(RequestBody):
+    """Where a new version comes from: a folder on the server, or a repository of the hub."""
+
+    path: str | None = Field(None, min_length=1, max_length=4096)
+    repo: str | None = None
+    revision: str | None = Field(None, min_length=1, max_length=128)
+
+
+def changes_allowed(request: Request) -> None:
+    """Raises ApiError where clients may not change what adapters there are."""
+    if not services_of(request).settings.allow_runtime_adapters:
+        raise ApiError(ErrorCode.ADAPTER_LOADING_DISABLED, values={"flag": _FLAG})
+
+
+router = APIRouter(prefix="/v1/adapters")
+changing = APIRouter(prefix="/v1/adapters", dependencies=[Depends(changes_allowed)])
+
+
+def describe(services: Services, tenant: TenantContext, adapter: Adapter) -> Json:
+    """What a client sees of an adapter."""
+    state = services.metrics.states().get(adapter.digest)
+    report = msgspec.json.decode(adapter.report, type=LoadReport)
+    loading = services.library.loading(tenant, adapter.name)
+    return {
+        "object": "adapter",
+        "name": adapter.name,
+        "id": adapter.id,
+        "version": adapter.version,
+        "digest": adapter.digest,
+        "state": "loading" if loading else "failed" if adapter.failed else "ready",
+        "reason": adapter.failed,
+        "tier": state.tier if state else "disk",
+        "method": report.method,
+        "rank": report.rank,
+        "bytes": report.bytes,
+        "file_bytes": adapter.bytes,
+        "pinned": adapter.pinned,
+        "refs": adapter.leases,
+        "aliases": [],
+        "versions": adapter.versions,
+        "warnings": report.warnings,
+        "created": int(adapter.created),
+        "last_used": adapter.last_used and int(adapter.last_used),
+    }
+
+
+@router.get("")
+async def list_adapters(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=_PAGE)] = _PAGE,
+    after: Annotated[str, Query(max_length=64)] = "",
+) -> Response:
+    """The tenant's adapters by name, a page at a time; those that are loading come first."""
+    services, tenant = services_of(request), request.state.tenant
+    found = services.registry.list(tenant, after, limit + 1)
+    page = [describe(services, tenant, adapter) for adapter in found[:limit]]
+    arriving = [] if after else _arriving(services, tenant)
+    return json_response(
+        {"object": "list", "data": [*arriving, *page], "has_more": len(found) > limit}
+    )
+
+
+@router.get("/{name}")
+async def show_adapter(request: Request, name: str) -> Response:
+    """An adapter with all its versions."""
+    services, tenant = services_of(request), request.state.tenant
+    try:
+        return _shown(services, tenant, name)
+    except UnknownAdapter:
+        arriving = [entry for entry in _arriving(services, tenant) if entry["name"] == name]
+        if not arriving:
+            raise
+        return json_response(arriving[0])
+
+
+@changing.put("/{name}")
+async def put_adapter(request: Request, name: str, dry_run: bool = False) -> Response:
+    """Loads a new version, by path, from the hub or as an upload; answers when it can serve."""
+    services, tenant = services_of(request), request.state.tenant
+    services.library.check_name(name)
+    installed = await _install(request, services, name, dry_run)
+    report = msgspec.to_builtins(installed.report)
+    if installed.version is None:
+        return json_response({"object": "adapter", "name": name, "dry_run": True, "report": report})
+    return _shown(services, tenant, name, report=report)
+
+
+@changing.delete("/{name}")
+async def delete_adapter(request: Request, name: str) -> Response:
+    """Removes an adapter with its versions; requests that run with it are finished."""
+    await services_of(request).library.remove(request.state.tenant, name, if_match(request))
+    return json_response({"id": name, "object": "adapter", "deleted": True})
+
+
+@changing.post("/{name}/rollback")
+async def roll_back_adapter(request: Request, name: str) -> Response:
+    """Points the name to the version before the current one."""
+    services, tenant = services_of(request), request.state.tenant
+    await services.library.rollback(tenant, name, if_match(request))
+    return _shown(services, tenant, name)
+
+
+@changing.post("/{name}/pin")
+async def pin_adapter(request: Request, name: str) -> Response:
+    """Keeps the adapter on the device."""
+    services, tenant = services_of(request), request.state.tenant
+    await services.library.pin(tenant, name, True)
+    return _shown(services, tenant, name)
+
+
+@changing.post("/{name}/unpin")
+async def unpin_adapter(request: Request, name: str) -> Response:
+    """Lets the adapter leave the device when others need its room."""
+    services, tenant = services_of(request), request.state.tenant
+    await services.library.pin(tenant, name, False)
+    return _shown(services, tenant, name)
+
+
+@router.post("/{name}/prefetch")
+async def prefetch_adapter(request: Request, name: str) -> Response:
+    """Brings the adapter to the device ahead of use; does not wait until it is there."""
+    services, tenant = services_of(request), request.state.tenant
+    await services.library.prefetch(tenant, name)
+    return _shown(services, tenant, name)
+
+
+def if_match(request: Request) -> str | None:
+    """The digest that the client expects to replace."""
+    expected = request.headers.get("if-match")
+    return None if expected is None else expected.strip().strip('"')
+
+
+async def _install(request: Request, services: Services, name: str, dry_run: bool) -> Installed:
+    library, limit = services.library, services.settings.max_adapter_size
+    tenant, expected = request.state.tenant, if_match(request)
+    content_type = request.headers.get("content-type", "").lower()
+    if not content_type.startswith("application/json"):
+        allowed = limit + MAX_CONFIG_BYTES + _FRAMING_BYTES
+        async with received(request, services.store.root, allowed) as files:
+            return await library.install(tenant, name, files, expected=expected, dry_run=dry_run)
+    body = parse(PutAdapterRequest, await read_json_bytes(request))
+    if (body.path is None) == (body.repo is None):
+        raise invalid("path", "give either path or repo")
+    if body.path is not None:
+        folder = allowed_folder(body.path, services.settings.adapter_root, limit)
+    elif services.settings.allow_hub_adapters:
+        folder = await fetched_folder(body.repo or "", body.revision, limit)
+    else:
+        values = {"flag": "--allow-hub-adapters"}
+        raise ApiError(ErrorCode.ADAPTER_LOADING_DISABLED, param="repo", values=values)
+    return await library.install(tenant, name, folder, expected=expected, dry_run=dry_run)
+
+
+def _shown(services: Services, tenant: TenantContext, name: str, **more: Any) -> Response:
+    adapter = services.registry.lookup(tenant, name)
+    versions = [
+        {
+            "version": version.version,
+            "digest": version.digest,
+            "created": int(version.created),
+            "reason": version.failed,
+        }
+        for version in services.registry.versions(tenant, name)
+    ]
+    answer = json_response(describe(services, tenant, adapter) | {"versions": versions, **more})
+    answer.headers["ETag"] = f'"{adapter.digest}"'
+    return answer
+
+
+def _arriving(services: Services, tenant: TenantContext) -> list[Json]:
+    """Adapters whose first version is on its way."""
+    entries = []
+    for name in services.library.arriving(tenant):
+        try:
+            services.registry.lookup(tenant, name)
+        except UnknownAdapter:
+            entries.append({"object": "adapter", "name": name, "state": "loading", "versions": 0})
+    return entries

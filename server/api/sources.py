@@ -1,0 +1,86 @@
+"""Where an adapter that a client names by path or by repository comes from.
+
+A path outside the allowed roots is refused in the same words whether it exists or not.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from weft.adapters.checkpoint import CONFIG_NAME, adapter_folder
+from weft.adapters.errors import AdapterInvalid
+from weft.adapters.header import WEIGHTS_NAME
+from weft.server.errors import ApiError, ErrorCode, invalid
+
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+def allowed_folder(path: str, roots: Sequence[Path], limit: int) -> Path:
+    """The adapter's folder that `path` names, relative to a root or absolute, links resolved.
+
+    limit: bytes of the weights   Raises ApiError where path, files or the links among them lead out
+    of all roots, and AdapterInvalid where there is no adapter.
+    """
+    if not roots:
+        raise _forbidden("no folder is open for loading by path; upload the files instead")
+    resolved = [root.resolve() for root in roots]
+    candidates = [_resolve(root / path) for root in resolved]
+    inside = [folder for folder in candidates if _is_below(folder, resolved)]
+    if not inside:
+        raise _forbidden("the path is not below a folder that is open for loading")
+    folder = adapter_folder(next((found for found in inside if found.is_dir()), inside[0]))
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not _is_below(_resolve(folder / name), resolved):
+            raise _forbidden(f"{name} is a link to outside of the folders open for loading")
+    weights = folder / WEIGHTS_NAME
+    if weights.is_file() and weights.stat().st_size > limit:
+        raise too_large(limit)
+    return folder
+
+
+async def fetched_folder(repo: str, revision: str | None, limit: int) -> Path:
+    """A repository's adapter, fetched from the hub into its cache.
+
+    Raises ApiError where that fails, or where the weights have more than `limit` bytes.
+    """
+    if not _REPO.fullmatch(repo):
+        raise invalid("repo", "should be OWNER/NAME")
+    return await asyncio.to_thread(_fetch, repo, revision, limit)
+
+
+def too_large(limit: int) -> ApiError:
+    """The answer to an adapter beyond what the server takes."""
+    return ApiError(ErrorCode.REQUEST_TOO_LARGE, values={"what": "adapter", "limit": limit})
+
+
+def _fetch(repo: str, revision: str | None, limit: int) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:
+        url = hf_hub_url(repo, WEIGHTS_NAME, revision=revision)
+        if (get_hf_file_metadata(url).size or 0) > limit:
+            raise too_large(limit)
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            folder = Path(hf_hub_download(repo, name, revision=revision)).parent
+    except EntryNotFoundError:
+        raise AdapterInvalid(WEIGHTS_NAME, "is missing in the repository") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise invalid("repo", "could not be fetched from the hub") from error
+    return folder
+
+
+def _resolve(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise invalid("path", "is not a path") from None
+
+
+def _is_below(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
+
+
+def _forbidden(reason: str) -> ApiError:
+    return ApiError(ErrorCode.FORBIDDEN, param="path", values={"reason": reason})

@@ -1,0 +1,93 @@
+"""The ASGI application: routes, what is in front of them, and how failures are answered."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+from weft.server.api import (
+    adapters,
+    chat,
+    completions,
+    lora,
+    models,
+    status,
+    tokenize,
+)
+from weft.server.api.page import page_routes
+from weft.server.errors import ApiError, ErrorCode, invalid
+from weft.server.front import Front
+from weft.server.services import Services
+
+_BODIES = (
+    chat.ChatCompletionRequest,
+    completions.CompletionRequest,
+    lora.LoadLoraAdapterRequest,
+    lora.UnloadLoraAdapterRequest,
+    tokenize.TokenizeRequest,
+    tokenize.DetokenizeRequest,
+)
+
+
+def create_app(services: Services, examples: Path | None = None) -> FastAPI:
+    """The whole HTTP interface of one engine.
+
+    examples: prompts that the page offers, JSON `[{"prompt": str, ...}, ...]`
+    """
+    app = FastAPI(title="weft", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.services = services
+    for routes in (
+        chat.router,
+        completions.router,
+        models.router,
+        adapters.router,
+        adapters.changing,
+        lora.router,
+        tokenize.router,
+        status.router,
+        page_routes(examples),
+    ):
+        app.include_router(routes)
+    app.add_middleware(Front, tenants=services.tenants, metrics=services.metrics)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    _describe_bodies(app)
+    return app
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        raise ApiError(ErrorCode.METHOD_NOT_ALLOWED, values={"method": request.method})
+    if error.status_code == 404:
+        values = {"method": request.method, "path": request.url.path[:128]}
+        raise ApiError(ErrorCode.NOT_FOUND, values=values)
+    raise ApiError(ErrorCode.INTERNAL_ERROR)
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    """A path or query parameter of the wrong type."""
+    assert isinstance(error, RequestValidationError)
+    detail = error.errors()[0]
+    message = detail["msg"].removeprefix("Input ")
+    raise invalid(str(detail["loc"][-1]), message[:1].lower() + message[1:])
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Adds the bodies' schemas to the OpenAPI document: routes read them themselves."""
+    generated = app.openapi
+    schemas: list[tuple[type[BaseModel], Literal["validation"]]] = [
+        (schema, "validation") for schema in _BODIES
+    ]
+
+    def openapi() -> dict[str, Any]:
+        document = generated()
+        _, definitions = models_json_schema(schemas, ref_template="#/components/schemas/{model}")
+        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

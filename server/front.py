@@ -1,0 +1,109 @@
+"""What every request meets first: its id, its framing, its key; and last: failures become answers.
+
+A pure ASGI middleware; knows no route but those that need no key.
+"""
+
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from weft.server.errors import ApiError, ErrorCode, invalid, translate
+from weft.server.metrics import Metrics
+from weft.server.router import ADAPTER_HEADERS
+from weft.server.tenants import Tenants
+
+log = logging.getLogger("weft.api")
+MAX_HEADER_BYTES = 32 * 1024
+# These say nothing of any tenant, and whoever checks that the server lives has no key.
+OPEN_PATHS = frozenset({"/", "/examples", "/health", "/ready"})
+_ONCE = ("host", "authorization", "content-length", "content-type", "transfer-encoding", "if-match")
+
+
+class Front:
+    """Gives each request an id and a tenant, or answers it itself."""
+
+    def __init__(self, app: ASGIApp, *, tenants: Tenants, metrics: Metrics) -> None:
+        self._app = app
+        self._tenants = tenants
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(12)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            log.info("request %s: the client went away", request_id)
+        except Exception as error:
+            failure = translate(error)
+            if status is not None:
+                log.exception("request %s: failed while it was answered", request_id)
+                raise
+            await answer_error(failure, request_id, send_with_id)
+        finally:
+            self._metrics.answered(_template(scope), _method(scope), status or 499)
+
+    def _check(self, scope: Scope) -> None:
+        check_framing(scope["headers"])
+        if scope["path"] not in OPEN_PATHS:
+            authorization = Headers(scope=scope).get("authorization")
+            scope["state"]["tenant"] = self._tenants.authenticate(authorization)
+
+
+def check_framing(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuses what two readers could understand in two ways; raises ApiError.
+
+    headers: as ASGI has them, names in lower case
+    """
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        values = {"limit": MAX_HEADER_BYTES}
+        raise ApiError(ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE, values=values)
+    counts = Counter(name.decode("latin-1") for name, _ in headers)
+    if counts["content-length"] and counts["transfer-encoding"]:
+        raise invalid("Transfer-Encoding", "comes together with Content-Length")
+    for name in _ONCE:
+        if counts[name] > 1:
+            raise invalid(name.title(), "is given more than once")
+    if sum(counts[name.lower()] for name in ADAPTER_HEADERS) > 1:
+        raise invalid(ADAPTER_HEADERS[0], "is given more than once")
+
+
+async def answer_error(error: ApiError, request_id: str, send: Send) -> None:
+    """Sends an answer of the catalogue."""
+    body = error.body_bytes(request_id)
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        **error.headers,
+    }
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _template(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "unmatched")
+
+
+def _method(scope: Scope) -> str:
+    known = {"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"}
+    return scope["method"] if scope["method"] in known else "other"

@@ -1,0 +1,192 @@
+"""Changes of what adapters tenants have: registry, engine and metrics kept in step.
+
+Knows no HTTP; what a client may do is decided before.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from weft.adapters.catalogue import Version
+from weft.adapters.errors import UnknownAdapter, VersionConflict
+from weft.adapters.registry import NAME, Adapter, Registry
+from weft.adapters.store import Source, Store
+from weft.adapters.tenancy import TenantContext
+from weft.server.engine.client import EngineClient, EngineUnavailable
+from weft.server.engine.messages import LoadReport
+from weft.server.errors import invalid
+from weft.server.metrics import AdapterLabel, Metrics
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What an installation found; `version` is None where it was a dry run."""
+
+    report: LoadReport
+    version: Version | None
+
+
+class Library:
+    """The tenants' adapters, as they are loaded, replaced, pinned and removed.
+
+    reserved: names that no adapter may have
+    """
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        registry: Registry,
+        store: Store,
+        metrics: Metrics,
+        reserved: tuple[str, ...] = (),
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._store = store
+        self._metrics = metrics
+        self._reserved = reserved
+        self._loading: Counter[AdapterLabel] = Counter()
+
+    def announce(self, tenant: TenantContext) -> None:
+        """Makes the series of the adapters that a tenant has already."""
+        for adapter in self.all(tenant):
+            self._metrics.register(AdapterLabel(tenant.id, adapter.name), adapter.digest)
+
+    def all(self, tenant: TenantContext) -> Iterator[Adapter]:
+        """All of a tenant's adapters, by name."""
+        after = ""
+        while page := self._registry.list(tenant, after):
+            yield from page
+            after = page[-1].name
+
+    def loading(self, tenant: TenantContext, name: str) -> bool:
+        """Whether a new version is on its way."""
+        return AdapterLabel(tenant.id, name) in self._loading
+
+    def arriving(self, tenant: TenantContext) -> list[str]:
+        """The names of all adapters that are loading, new or not."""
+        return sorted(label.adapter for label in self._loading if label.tenant == tenant.id)
+
+    async def restore_pins(self) -> None:
+        """Tells an engine that has just started which versions to keep."""
+        for digest in self._registry.pinned():
+            await self._engine.pin(digest, True)
+
+    # ---- changing
+
+    async def install(
+        self,
+        tenant: TenantContext,
+        name: str,
+        source: Source,
+        *,
+        expected: str | None = None,
+        dry_run: bool = False,
+    ) -> Installed:
+        """Stores an adapter, lets the engine prove that it can serve it, then names it.
+
+        source: a folder, or the two open files   expected: digest that the name must have now
+        Raises ApiError, AdapterInvalid, VersionConflict, EngineUnavailable, EngineError or
+        StorageFull, and then nothing was changed.
+        """
+        self.check_name(name)
+        before = self._current(tenant, name)
+        if expected is not None and (before is None or before.digest != expected):
+            raise VersionConflict(name, before.digest if before else None)
+        with self._marked_loading(tenant, name):
+            upload = await asyncio.to_thread(self._registry.ingest, tenant, source)
+            try:
+                report = await self._engine.load(upload.digest)
+                if dry_run:
+                    return Installed(report, None)
+                version = await asyncio.to_thread(
+                    self._registry.put,
+                    tenant,
+                    name,
+                    upload,
+                    msgspec.json.encode(report).decode(),
+                    expected,
+                )
+            finally:
+                await asyncio.to_thread(upload.release)
+                await self._forget_unused([upload.digest])
+        label = AdapterLabel(tenant.id, name)
+        self._metrics.register(label, version.digest)
+        self._metrics.adapters[label].load_seconds = report.load_seconds
+        await self._moved(before, version)
+        return Installed(report, version)
+
+    async def rollback(
+        self, tenant: TenantContext, name: str, expected: str | None = None
+    ) -> Version:
+        """Points a name to the version before its current one."""
+        before = self._current(tenant, name)
+        version = await asyncio.to_thread(self._registry.rollback, tenant, name, expected=expected)
+        self._metrics.register(AdapterLabel(tenant.id, name), version.digest)
+        await self._moved(before, version)
+        return version
+
+    async def remove(self, tenant: TenantContext, name: str, expected: str | None = None) -> None:
+        """Forgets a name and its versions; requests that run with one finish."""
+        digests = [version.digest for version in self._registry.versions(tenant, name)]
+        await asyncio.to_thread(self._registry.remove, tenant, name, expected)
+        self._metrics.forget(AdapterLabel(tenant.id, name))
+        await self._keep_pins(digests)
+        await self._forget_unused(digests)
+
+    async def pin(self, tenant: TenantContext, name: str, pinned: bool) -> Version:
+        """Keeps a name's current version on the device, or lets it go when others need room."""
+        version = await asyncio.to_thread(self._registry.pin, tenant, name, pinned)
+        await self._keep_pins([version.digest])
+        return version
+
+    async def prefetch(self, tenant: TenantContext, name: str) -> None:
+        """Brings a name's current version to the device ahead of use."""
+        with self._registry.lease(tenant, name) as lease:
+            await self._engine.prefetch(lease.digest)
+
+    def check_name(self, name: str) -> None:
+        """Raises ApiError for a name that no adapter may have."""
+        if not NAME.fullmatch(name):
+            raise invalid("name", "is 1 to 64 letters, digits, '.', '_' or '-', no sign first")
+        if name in self._reserved:
+            raise invalid("name", "is the base model's")
+
+    # ---- keeping in step
+
+    def _current(self, tenant: TenantContext, name: str) -> Adapter | None:
+        try:
+            return self._registry.lookup(tenant, name)
+        except UnknownAdapter:
+            return None
+
+    @contextmanager
+    def _marked_loading(self, tenant: TenantContext, name: str) -> Iterator[None]:
+        label = AdapterLabel(tenant.id, name)
+        self._loading[label] += 1
+        try:
+            yield
+        finally:
+            self._loading -= Counter({label: 1})
+
+    async def _moved(self, before: Version | None, after: Version) -> None:
+        if before is not None and before.digest != after.digest:
+            await self._keep_pins([before.digest, after.digest])
+
+    async def _keep_pins(self, digests: list[str]) -> None:
+        """Pins on the device what some pinned name points to, and nothing else of `digests`."""
+        wanted = self._registry.pinned()
+        with suppress(EngineUnavailable):  # the next engine is told by the client
+            for digest in digests:
+                await self._engine.pin(digest, digest in wanted)
+
+    async def _forget_unused(self, digests: list[str]) -> None:
+        """Frees the engine's memory of versions whose files are gone: nobody can ask for them."""
+        with suppress(EngineUnavailable):  # the next engine has none of them
+            for digest in digests:
+                if not self._store.folder(digest).exists():
+                    await self._engine.unload(digest)

@@ -1,0 +1,276 @@
+"""What Prometheus reads. Labels are registered adapters and route templates, nothing else.
+
+Names that routers already read are vLLM's; the rest begin with `weft_`.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from weft.server.engine.messages import AdapterState, Stats
+
+_TTFT = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 20.0, 40.0)
+_ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
+_E2E = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
+_TIERS = ("device", "host", "disk")
+
+
+class AdapterLabel(NamedTuple):
+    """The registered adapter that a series is about."""
+
+    tenant: str
+    adapter: str
+
+
+@dataclass
+class AdapterCounts:
+    """What is counted for one registered adapter since the server started."""
+
+    digest: str
+    requests: int = 0
+    hits: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    first_tokens: int = 0
+    first_token_seconds: float = 0.0
+    load_seconds: float = 0.0
+
+
+class Metrics:
+    """All series of one server, in a registry of their own.
+
+    model_name: the base's name in the API   stats: the engine's latest, None while it is away
+    slots: how many adapters the device holds at a time
+    """
+
+    def __init__(
+        self, model_name: str, stats: Callable[[], Stats | None], slots: Callable[[], int]
+    ) -> None:
+        self.model_name = model_name
+        self.slots = slots
+        self.stats = stats
+        self.adapters: dict[AdapterLabel, AdapterCounts] = {}
+        self._latest: Stats | None = None
+        self._states: dict[str, AdapterState] = {}
+        self._registry = CollectorRegistry()
+        self.time_to_first_token = self._histogram(
+            "vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT
+        )
+        self.inter_token_latency = self._histogram(
+            "vllm:inter_token_latency_seconds", "Between two tokens of an answer.", _ITL
+        )
+        self.e2e_latency = self._histogram(
+            "vllm:e2e_request_latency_seconds", "Arrival to last token.", _E2E
+        )
+        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens.")
+        self.generation_tokens = self._counter("vllm:generation_tokens", "Generated tokens.")
+        self._answers = Counter(
+            "weft_http_answers",
+            "Answers by route template, method and status.",
+            ("route", "method", "status"),
+            registry=self._registry,
+        )
+        self._registry.register(_EngineCollector(self))
+        self._registry.register(_AdapterCollector(self))
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        family = Histogram(name, text, ("model_name",), buckets=buckets, registry=self._registry)
+        return family.labels(self.model_name)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, ("model_name",), registry=self._registry).labels(self.model_name)
+
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def answered(self, route: str, method: str, status: int) -> None:
+        """Counts an answer; `route` is a template, never a path."""
+        self._answers.labels(route, method, str(status)).inc()
+
+    def register(self, label: AdapterLabel, digest: str) -> None:
+        """From now on there are series about this adapter, whose version is `digest`."""
+        self.seen(label, digest)
+        self.adapters[label].digest = digest
+
+    def seen(self, label: AdapterLabel, digest: str) -> None:
+        """A request uses a registered adapter, by this version or by an older one."""
+        self.adapters.setdefault(label, AdapterCounts(digest))
+
+    def forget(self, label: AdapterLabel) -> None:
+        """The adapter was removed: its series go away, and late requests don't bring them back."""
+        self.adapters.pop(label, None)
+
+    def states(self) -> dict[str, AdapterState]:
+        """Where each version is, by digest, as the engine last said."""
+        stats = self.stats()
+        if stats is not self._latest:
+            self._latest = stats
+            self._states = {state.digest: state for state in stats.adapters} if stats else {}
+        return self._states
+
+
+class RequestTimer:
+    """One request's times and counts, from its arrival on."""
+
+    def __init__(self, metrics: Metrics, label: AdapterLabel | None, adapter: str | None) -> None:
+        """adapter: digest of the version that answers, whose adapter `label` names."""
+        self._metrics = metrics
+        self._label = label
+        self._arrival = time.monotonic()
+        self._last: dict[int, float] = {}
+        state = metrics.states().get(adapter) if adapter else None
+        if state is not None and state.tier == "device" and (counts := self._counts):
+            counts.hits += 1
+
+    def token(self, choice: int) -> None:
+        """A choice got one or more tokens."""
+        now = time.monotonic()
+        if not self._last:
+            self._first(now - self._arrival)
+        if choice in self._last:
+            self._metrics.inter_token_latency.observe(now - self._last[choice])
+        self._last[choice] = now
+
+    def end(self, prompt_tokens: int, generation_tokens: int) -> None:
+        """The request is over, one way or another."""
+        if not self._last:
+            return
+        self._metrics.e2e_latency.observe(time.monotonic() - self._arrival)
+        self._metrics.prompt_tokens.inc(prompt_tokens)
+        self._metrics.generation_tokens.inc(generation_tokens)
+        if counts := self._counts:
+            counts.requests += 1
+            counts.prompt_tokens += prompt_tokens
+            counts.generation_tokens += generation_tokens
+
+    @property
+    def _counts(self) -> AdapterCounts | None:
+        return self._metrics.adapters.get(self._label) if self._label else None
+
+    def _first(self, seconds: float) -> None:
+        self._metrics.time_to_first_token.observe(seconds)
+        if counts := self._counts:
+            counts.first_tokens += 1
+            counts.first_token_seconds += seconds
+
+
+class _EngineCollector(Collector):
+    """The engine's own numbers, read from its latest Stats when Prometheus asks."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._metrics.stats()
+        if stats is None:
+            return
+        used = stats.total_pages - stats.free_pages - stats.cached_pages
+        gauges = {
+            "vllm:num_requests_running": ("Sequences being computed.", stats.running),
+            "vllm:num_requests_waiting": ("Sequences that wait.", stats.waiting),
+            "vllm:kv_cache_usage_perc": (
+                "Share of KV pages in use, 0 to 1.",
+                used / max(stats.total_pages, 1),
+            ),
+        }
+        counters = {
+            "vllm:prefix_cache_queries": ("Prompt tokens looked up.", stats.prefix_queries),
+            "vllm:prefix_cache_hits": ("Prompt tokens found.", stats.prefix_hits),
+            "vllm:num_preemptions": ("Sequences put back for want of pages.", stats.preemptions),
+            "weft_steps": ("Forward passes.", stats.steps),
+            "weft_adapter_loads": ("Adapters read and lowered.", stats.loads),
+            "weft_adapter_loading_seconds": ("Time spent so.", stats.load_seconds),
+            "weft_adapter_evictions": ("Adapters that left the device.", stats.evictions),
+        }
+        label = [self._metrics.model_name]
+        for name, (text, value) in gauges.items():
+            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+            gauge.add_metric(label, value)
+            yield gauge
+        for name, (text, value) in counters.items():
+            counter = CounterMetricFamily(name, text, labels=["model_name"])
+            counter.add_metric(label, value)
+            yield counter
+
+
+class _AdapterCollector(Collector):
+    """One set of series for each registered adapter."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._counted()
+        states = self._metrics.states()
+        known = [
+            (label, states[counts.digest])
+            for label, counts in self._metrics.adapters.items()
+            if counts.digest in states
+        ]
+        yield from self._placed(known)
+        yield self._info(known)
+
+    def _counted(self) -> Iterator[Metric]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {
+            "requests": CounterMetricFamily("weft_adapter_requests", "Requests.", labels=_LABELS),
+            "hits": CounterMetricFamily(
+                "weft_adapter_hits", "Requests that found it on the device.", labels=_LABELS
+            ),
+            "prompt_tokens": CounterMetricFamily(
+                "weft_adapter_prompt_tokens", "Prompt tokens.", labels=_LABELS
+            ),
+            "generation_tokens": CounterMetricFamily(
+                "weft_adapter_generation_tokens", "Generated tokens.", labels=_LABELS
+            ),
+            "load_seconds": GaugeMetricFamily(
+                "weft_adapter_load_seconds", "Duration of its last load.", labels=_LABELS
+            ),
+        }
+        first = SummaryMetricFamily(
+            "weft_adapter_time_to_first_token_seconds", "Arrival to first token.", labels=_LABELS
+        )
+        for label, counts in self._metrics.adapters.items():
+            for name, family in families.items():
+                family.add_metric(label, getattr(counts, name))
+            first.add_metric(label, counts.first_tokens, counts.first_token_seconds)
+        yield from families.values()
+        yield first
+
+    def _placed(self, known: list[tuple[AdapterLabel, AdapterState]]) -> Iterator[Metric]:
+        tier = GaugeMetricFamily(
+            "weft_adapter_tier", "1 for where it is now.", labels=[*_LABELS, "tier"]
+        )
+        size = GaugeMetricFamily("weft_adapter_bytes", "Bytes that it takes there.", labels=_LABELS)
+        refs = GaugeMetricFamily("weft_adapter_refs", "Running sequences.", labels=_LABELS)
+        for label, state in known:
+            for name in _TIERS:
+                tier.add_metric([*label, name], float(state.tier == name))
+            size.add_metric(label, state.bytes)
+            refs.add_metric(label, state.refs)
+        yield from (tier, size, refs)
+
+    def _info(self, known: list[tuple[AdapterLabel, AdapterState]]) -> Metric:
+        """vLLM's gauge for routers that prefer a server where the adapter is at work already."""
+        running = sorted({label.adapter for label, state in known if state.refs})
+        info = GaugeMetricFamily(
+            "vllm:lora_requests_info",
+            "Adapters with running requests.",
+            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+        )
+        info.add_metric([str(self._metrics.slots()), ",".join(running), ""], time.time())
+        return info
+
+
+_LABELS = AdapterLabel._fields

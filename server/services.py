@@ -1,0 +1,88 @@
+"""The parts that the API is made of, put together once."""
+
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+
+from weft.adapters.registry import Registry
+from weft.adapters.store import Store
+from weft.server.admission import Admission
+from weft.server.engine.client import EngineClient, EngineUnavailable
+from weft.server.library import Library
+from weft.server.metrics import Metrics
+from weft.server.router import Router
+from weft.server.settings import Settings
+from weft.server.tenants import Tenants
+from weft.server.text import Text
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that a route may use."""
+
+    settings: Settings
+    engine: EngineClient
+    registry: Registry
+    store: Store
+    library: Library
+    router: Router
+    text: Text
+    metrics: Metrics
+    tenants: Tenants
+    admission: Admission
+
+    @classmethod
+    def assemble(
+        cls, settings: Settings, engine: EngineClient, registry: Registry, store: Store, text: Text
+    ) -> "Services":
+        """Builds what is missing; raises TenantsInvalid for a tenants file that cannot be used."""
+        tenants = _tenants(settings)
+        names = base_names(settings)
+        metrics = Metrics(names[0], lambda: engine.stats, lambda: _slots(engine))
+        library = Library(engine, registry, store, metrics, names)
+        for tenant in tenants.contexts:
+            library.announce(tenant)
+        return cls(
+            settings=settings,
+            engine=engine,
+            registry=registry,
+            store=store,
+            library=library,
+            router=Router(names, lambda: engine.info.model_digest, registry, metrics),
+            text=text,
+            metrics=metrics,
+            tenants=tenants,
+            admission=Admission(settings.max_num_seqs + settings.max_queue),
+        )
+
+    @property
+    def base_name(self) -> str:
+        """The base model's id in the API."""
+        return self.router.base_names[0]
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """The services of the app that got this request."""
+    services: Services = connection.app.state.services
+    return services
+
+
+def base_names(settings: Settings) -> tuple[str, ...]:
+    """What requests may call the base: its served name, else its last part or all of MODEL."""
+    if settings.served_model_name:
+        return (settings.served_model_name,)
+    model = settings.model or ""
+    return (model.rstrip("/").rpartition("/")[2], model)
+
+
+def _tenants(settings: Settings) -> Tenants:
+    if settings.tenants is not None:
+        return Tenants.read(settings.tenants)
+    return Tenants.single(settings.api_key.get_secret_value() if settings.api_key else None)
+
+
+def _slots(engine: EngineClient) -> int:
+    try:
+        return engine.info.slots
+    except EngineUnavailable:
+        return 0
