@@ -215,6 +215,11 @@ class Registry:
         with self._lock:
             return digest in self._holds or self._catalogue.has(digest)
 
+    def arrivals(self) -> Path:
+        """A folder on the disk of the stored files, for what is still on its way to `ingest`."""
+        self._store.root.mkdir(parents=True, exist_ok=True)
+        return self._store.root
+
     def check(self) -> tuple[str, ...]:
         """The invariants that do not hold; empty is healthy."""
         with self._lock:

@@ -14,7 +14,7 @@ import msgspec
 from weft.adapters.catalogue import Version
 from weft.adapters.errors import UnknownAdapter, VersionConflict
 from weft.adapters.registry import NAME, Adapter, Registry
-from weft.adapters.store import Source, Store
+from weft.adapters.store import Source
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.engine.messages import LoadReport
@@ -40,13 +40,11 @@ class Library:
         self,
         engine: EngineClient,
         registry: Registry,
-        store: Store,
         metrics: Metrics,
         reserved: tuple[str, ...] = (),
     ) -> None:
         self._engine = engine
         self._registry = registry
-        self._store = store
         self._metrics = metrics
         self._reserved = reserved
         self._loading: Counter[AdapterLabel] = Counter()
@@ -188,5 +186,5 @@ class Library:
         """Frees the engine's memory of versions whose files are gone: nobody can ask for them."""
         with suppress(EngineUnavailable):  # the next engine has none of them
             for digest in digests:
-                if not self._store.folder(digest).exists():
+                if not self._registry.stored(digest):
                     await self._engine.unload(digest)

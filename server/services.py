@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 
 from weft.adapters.registry import Registry
-from weft.adapters.store import Store
 from weft.server.admission import Admission
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.library import Library
@@ -23,7 +22,6 @@ class Services:
     settings: Settings
     engine: EngineClient
     registry: Registry
-    store: Store
     library: Library
     router: Router
     text: Text
@@ -33,20 +31,19 @@ class Services:
 
     @classmethod
     def assemble(
-        cls, settings: Settings, engine: EngineClient, registry: Registry, store: Store, text: Text
+        cls, settings: Settings, engine: EngineClient, registry: Registry, text: Text
     ) -> "Services":
         """Builds what is missing; raises TenantsInvalid for a tenants file that cannot be used."""
         tenants = _tenants(settings)
         names = base_names(settings)
         metrics = Metrics(names[0], lambda: engine.stats, lambda: _slots(engine))
-        library = Library(engine, registry, store, metrics, names)
+        library = Library(engine, registry, metrics, names)
         for tenant in tenants.contexts:
             library.announce(tenant)
         return cls(
             settings=settings,
             engine=engine,
             registry=registry,
-            store=store,
             library=library,
             router=Router(names, lambda: engine.info.model_digest, registry, metrics),
             text=text,

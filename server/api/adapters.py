@@ -164,7 +164,7 @@ async def _install(request: Request, services: Services, name: str, dry_run: boo
     content_type = request.headers.get("content-type", "").lower()
     if not content_type.startswith("application/json"):
         allowed = limit + MAX_CONFIG_BYTES + _FRAMING_BYTES
-        async with received(request, services.store.root, allowed) as files:
+        async with received(request, services.registry.arrivals(), allowed) as files:
             return await library.install(tenant, name, files, expected=expected, dry_run=dry_run)
     body = parse(PutAdapterRequest, await read_json_bytes(request))
     if (body.path is None) == (body.repo is None):
