@@ -4,7 +4,8 @@ Knows no adapter, and never changes a weight.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -84,6 +85,20 @@ class BaseModules(Mapping[str, TargetModule]):
             tied=_tied(model, targets),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             others=others,
+        )
+
+    def with_weights(self, read: Callable[[str], Tensor]) -> "BaseModules":
+        """The same modules with weights from `read`, called with a module's name."""
+        targets = {
+            name: replace(target, weight=partial(read, name))
+            for name, target in self._targets.items()
+        }
+        return BaseModules(
+            targets,
+            head=self.head,
+            tied=self.tied,
+            parameters=self.parameters,
+            others=self._others,
         )
 
     def __getitem__(self, name: str) -> TargetModule:

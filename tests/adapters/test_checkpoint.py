@@ -93,12 +93,18 @@ def test_a_file_that_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPat
     assert refusal(folder).reason == "cannot be read: Permission denied"
 
 
-@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])
-def test_a_pickle_is_refused_with_a_command_that_converts_it(name: str, folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    torch.save(TENSORS, folder / name)
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "adapter_model.pkl"])
+def test_a_pickle_is_refused(name: str, folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / name)
     error = refusal(folder)
     assert error.where == name
+    assert f"torch.load('{name}'" in error.reason
+
+
+def test_the_command_that_a_refusal_names_converts_a_pickle(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    torch.save(TENSORS, folder / "adapter_model.bin")
+    error = refusal(folder)
     command = error.reason.partition("convert it with: python ")[2]
     program = command.removeprefix('-c "').removesuffix('"')
     subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, timeout=120)

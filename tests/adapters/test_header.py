@@ -16,7 +16,9 @@ from weft.adapters.header import DTYPE_BYTES, MAX_HEADER_BYTES, MAX_TENSORS, Hea
 TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
-tensors = st.dictionaries(st.text(min_size=1, max_size=9), st.tuples(st.sampled_from([*TORCH]), shapes))
+tensors = st.dictionaries(
+    st.text(min_size=1, max_size=9), st.tuples(st.sampled_from([*TORCH]), shapes)
+)
 
 
 def parse(data: bytes) -> Header:
@@ -29,7 +31,9 @@ def entry(shape: list[Any], start: int, stop: int, dtype: Any = "F32") -> dict[s
 
 @given(tensors)
 def test_files_that_safetensors_writes(entries: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    data = save({name: torch.zeros(shape, dtype=TORCH[dt]) for name, (dt, shape) in entries.items()})
+    data = save(
+        {name: torch.zeros(shape, dtype=TORCH[dt]) for name, (dt, shape) in entries.items()}
+    )
     header = parse(data)
     assert {name: (spec.dtype, spec.shape) for name, spec in header.tensors.items()} == entries
     ends = [spec.stop for spec in header.tensors.values()]
@@ -38,7 +42,9 @@ def test_files_that_safetensors_writes(entries: dict[str, tuple[str, tuple[int, 
 
 
 def test_metadata_is_skipped() -> None:
-    header = parse(safetensors_bytes({"__metadata__": {"format": "pt"}, "t": entry([1], 0, 4)}, b"1234"))
+    header = parse(
+        safetensors_bytes({"__metadata__": {"format": "pt"}, "t": entry([1], 0, 4)}, b"1234")
+    )
     assert list(header.tensors) == ["t"]
 
 

@@ -41,7 +41,9 @@ class AdaptedModel:
         self._fill(arena)
         self.state = adapt(self.model, self.tables).state
 
-    def logits(self, ids: Tensor, slots: Sequence[int], keep: Sequence[int] | None = None) -> Tensor:
+    def logits(
+        self, ids: Tensor, slots: Sequence[int], keep: Sequence[int] | None = None
+    ) -> Tensor:
         """Logits of sequences `ids` [batch, tokens], each with the adapter of its slot (-1: base).
 
         keep: the positions whose logits are wanted; all by default.

@@ -15,7 +15,9 @@ WEIGHTS = "adapter_model.safetensors"
 def write_adapter(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     (path / CONFIG).write_text(json.dumps(config))
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path / WEIGHTS)
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path / WEIGHTS
+    )
     return path
 
 
