@@ -1,5 +1,6 @@
 """Length-prefixed msgpack frames over a stream socket; knows nothing of what the messages mean."""
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,8 @@ class EngineConnection:
             yield decode_commands(self._reader.read(size))
 
     def close(self) -> None:
-        """Closes this end; the other one reads an end of file."""
+        """Ends both directions: whoever reads, here or at the other end, reads an end of file."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._reader.close()
         self._sock.close()

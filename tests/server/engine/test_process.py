@@ -1,0 +1,90 @@
+"""The engine in a process of its own: real tokens over the socket, and a kill in mid-answer."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from engines import greedy
+from tiny_models import save_tiny
+
+from weft.server.engine.client import EngineClient, EngineStartError, EngineUnavailable
+from weft.server.engine.launch import launch_thread
+from weft.server.engine.messages import EngineConfig, Tokens
+
+PROMPT = (11, 12, 13, 14, 15)
+
+
+def config(folder: Path) -> EngineConfig:
+    save_tiny("llama", folder / "llama")
+    return EngineConfig(
+        model=str(folder / "llama"),
+        store=str(folder / "store"),
+        device="cpu",
+        dtype="float32",
+        kv_cache_memory=4 << 20,
+        adapter_memory=1 << 20,
+        threads=1,
+    )
+
+
+async def collect(client: EngineClient, name: str, tokens: int) -> list[int]:
+    events = [event async for event in client.generate(greedy(name, PROMPT, tokens))]
+    return [token for event in events for token in event.tokens]
+
+
+def test_a_killed_engine_ends_its_calls_and_comes_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = EngineClient(config(tmp_path))
+        await client.start()
+        first_pid = client.pid
+        assert first_pid is not None
+        before = await collect(client, "before", 6)
+        stream = client.generate(greedy("cut", PROMPT, 200))
+        assert isinstance(await anext(stream), Tokens)
+        os.kill(first_pid, signal.SIGKILL)
+        killed = time.monotonic()
+        with pytest.raises(EngineUnavailable):
+            async for _ in stream:
+                pass
+        assert time.monotonic() - killed < 5.0
+        while not client.ready:
+            await asyncio.sleep(0.05)
+        assert client.pid != first_pid
+        assert await collect(client, "after", 6) == before
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_thread_serves_the_same_wire(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        stages: list[str] = []
+        client = EngineClient(
+            config(tmp_path),
+            launch=launch_thread,
+            on_progress=lambda progress: stages.append(progress.stage),
+        )
+        info = await client.start()
+        assert (info.device, info.dtype) == ("cpu", "float32")
+        assert {"weights", "self-test"} <= set(stages)
+        assert len(await collect(client, "r", 5)) == 5
+        assert await client.probe()
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_model_that_cannot_be_served_says_why(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        client = EngineClient(
+            EngineConfig(model=str(empty), store=str(tmp_path / "store")), launch=launch_thread
+        )
+        with pytest.raises(EngineStartError, match="config.json"):
+            await client.start()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
