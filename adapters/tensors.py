@@ -1,7 +1,8 @@
 """A checkpoint's tensors in host memory, each value checked. Knows no method and no base."""
 
+import math
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -30,21 +31,26 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     if digest.hexdigest() != checkpoint.digest:
         raise AdapterInvalid(WEIGHTS_NAME, "changed after it was checked")
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise AdapterInvalid(name, "holds NaN or infinity")
     return tensors
 
 
-def _open(path: Path) -> BinaryIO:
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; a tensor's largest magnitude tells, in one fast pass."""
+    return math.isfinite(tensor.abs().max().item())
+
+
+def _open(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
         raise AdapterInvalid(WEIGHTS_NAME, f"cannot be read: {error.strerror}") from None
 
 
-def _read(file: BinaryIO, spec: TensorSpec) -> bytearray:
-    data = bytearray(file.read(spec.stop - spec.start))
-    if len(data) != spec.stop - spec.start:
+def _read(file: BufferedReader, spec: TensorSpec) -> bytearray:
+    data = bytearray(spec.stop - spec.start)
+    if file.readinto(data) != len(data):
         raise AdapterInvalid(spec.name, "is truncated")
     return data
 

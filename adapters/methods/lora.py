@@ -16,6 +16,7 @@ from weft.adapters.methods.fields import invalid
 from weft.adapters.methods.lora_config import LoraConfig, Strength
 from weft.adapters.methods.names import NamedTensors
 from weft.adapters.plan import AdapterPlan, LowRank
+from weft.adapters.tensors import all_finite
 
 _FOREIGN = (
     (r"\.lora_magnitude_vector", "is a DoRA magnitude, but use_dora is not set"),
@@ -109,7 +110,7 @@ def _pair(named: NamedTensors, module: TargetModule, strength: Strength) -> LowR
     a = named.take(part_a, (strength.rank, module.in_features)).float()
     b = named.take(part_b, (module.out_features, strength.rank)).float()
     b = b.T.contiguous() * (strength.scaling * module.scale)
-    if not bool(torch.isfinite(b).all()):
+    if not all_finite(b):
         raise AdapterInvalid(part_b, "overflows when multiplied by its scaling")
     return LowRank(a, b)
 

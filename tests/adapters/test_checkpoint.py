@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from weft.adapters.checkpoint import read_checkpoint, start_digest
 from weft.adapters.errors import AdapterInvalid
-from weft.adapters.tensors import read_tensors
+from weft.adapters.tensors import all_finite, read_tensors
 
 CONFIGURATION: dict[str, Any] = {"peft_type": "LORA", "r": 2, "target_modules": ["b", "a"]}
 TENSORS = {"x": torch.arange(6.0).view(2, 3), "y": torch.ones(3, dtype=torch.bfloat16)}
@@ -171,11 +171,25 @@ def test_tensors_are_what_was_saved(folder: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite(dtype: torch.dtype, value: float, folder: Path) -> None:
-    bad = torch.ones(40, dtype=dtype)
-    bad[39] = value
+    bad = torch.ones(10, 1001, dtype=dtype)
+    bad[6, 307] = value
     write_adapter(folder, CONFIGURATION, TENSORS | {"bad": bad})
     with pytest.raises(AdapterInvalid, match="bad: holds NaN or infinity"):
         read_tensors(read_checkpoint(folder))
+
+
+@given(
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    st.integers(1, 300),
+    st.dictionaries(st.integers(0, 299), st.sampled_from([torch.nan, torch.inf, -torch.inf, 6e4])),
+)
+def test_one_value_that_is_not_finite_is_seen_anywhere(
+    dtype: torch.dtype, size: int, values: dict[int, float]
+) -> None:
+    tensor = torch.zeros(size, dtype=dtype)
+    for index, value in values.items():
+        tensor[index % size] = value
+    assert all_finite(tensor) == bool(torch.isfinite(tensor).all())
 
 
 def test_tensors_that_do_not_start_at_a_multiple_of_their_size(folder: Path) -> None:
