@@ -255,6 +255,7 @@ class Residency:
         copied = installation.advance(budget)
         if installation.finish():
             self._pool.commit(digest)
+            self._awaited.add(digest)
             self._installing = None
         elif not copied:
             return budget

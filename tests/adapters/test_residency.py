@@ -1,0 +1,424 @@
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from plans import arena, assert_installed, plan, plan_bytes
+
+from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
+from weft.adapters.loader import Loader
+from weft.adapters.packed import Packed
+from weft.adapters.plan import AdapterPlan
+from weft.adapters.pool import Pool, SlotRef
+from weft.adapters.presence import Presence
+from weft.adapters.residency import Residency, ResidentState
+
+ALL = 1 << 30
+SIZE = plan_bytes()
+WAIT = 10.0
+
+
+class Desk(Loader):
+    """A loader whose loads end only in `serve`, which ends all that were asked for."""
+
+    def __init__(self, capacity: int = 1 << 20) -> None:
+        super().__init__(self.read, dtype=torch.float32, capacity=capacity)
+        self.ranks: dict[str, int] = {}
+        self.errors: dict[str, Exception] = {}
+        self.reads: list[str] = []
+        self._open = threading.Event()
+        self._asked: list[Future[Packed]] = []
+
+    def read(self, digest: str) -> AdapterPlan:
+        assert self._open.wait(WAIT)
+        self.reads.append(digest)
+        if digest in self.errors:
+            raise self.errors[digest]
+        return plan(digest, self.ranks.get(digest, 4))
+
+    def request(self, digest: str) -> Future[Packed]:
+        self._asked.append(super().request(digest))
+        return self._asked[-1]
+
+    def serve(self) -> None:
+        self._open.set()
+        wait(self._asked, WAIT)
+        self._open.clear()
+
+    def close(self) -> None:
+        self._open.set()
+        super().close()
+
+
+class Bench:
+    """A residency for `room` versions of rank 4, and what is under it."""
+
+    def __init__(self, room: int = 2, slots: int = 8, host: int = 1 << 20) -> None:
+        self.pool = Pool(room * SIZE, slots)
+        self.arena, self.tables = arena(room * SIZE, slots)
+        self.desk = Desk(host)
+        self.residency = Residency(self.pool, self.arena, self.desk)
+
+    def bring(self, *digests: str) -> None:
+        for digest in digests:
+            self.residency.ensure(digest)
+        self.residency.pump(ALL)
+        self.desk.serve()
+        self.residency.pump(ALL)
+
+    def where(self, digest: str) -> Presence:
+        return self.residency.ensure(digest)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    assert bench.residency.check() == ()
+    bench.desk.close()
+
+
+def test_a_version_comes_from_disk_to_the_device(bench: Bench) -> None:
+    assert bench.where("a") is Presence.LOADING
+    bench.residency.pump(ALL)
+    assert bench.where("a") is Presence.LOADING
+    bench.desk.serve()
+    assert bench.where("a") is Presence.WAITING
+    bench.residency.pump(ALL)
+    assert bench.where("a") is Presence.DEVICE
+    ref = bench.residency.acquire("a")
+    assert_installed(bench.tables, ref.slot, plan("a"))
+
+
+def test_copying_is_spread_over_steps_within_the_budget(bench: Bench) -> None:
+    bench.residency.ensure("a")
+    bench.residency.pump(1)
+    bench.desk.serve()
+    steps = 0
+    while bench.where("a") is not Presence.DEVICE:
+        bench.residency.pump(SIZE // 10)
+        steps += 1
+    assert steps in (10, 11)
+
+
+def test_small_versions_share_a_steps_budget(bench: Bench) -> None:
+    bench.bring("a", "b")
+    assert bench.where("a") is bench.where("b") is Presence.DEVICE
+
+
+def test_room_is_given_in_the_order_of_asking(bench: Bench) -> None:
+    bench.bring("a", "b", "c")
+    refs = [bench.residency.acquire("a"), bench.residency.acquire("b")]
+    assert bench.where("c") is Presence.WAITING
+    bench.residency.ensure("d")
+    bench.residency.pump(ALL)
+    bench.desk.serve()
+    bench.residency.release(refs[1])
+    bench.residency.pump(ALL)
+    assert bench.where("c") is Presence.DEVICE
+    assert bench.where("d") is Presence.WAITING
+    bench.residency.release(refs[0])
+
+
+def test_a_version_that_comes_back_is_not_read_again(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.residency.pump(ALL)
+    bench.bring("c")
+    assert bench.where("a") is Presence.LOADING
+    bench.residency.pump(ALL)
+    bench.residency.pump(ALL)
+    assert bench.where("a") is Presence.DEVICE
+    assert bench.desk.reads == ["a", "b", "c"]
+    assert bench.residency.evictions == 2
+    assert bench.residency.loads == 3
+
+
+def test_a_version_that_just_came_is_not_evicted_before_it_is_used(bench: Bench) -> None:
+    bench.bring("a", "b", "c")
+    for _ in range(3):
+        assert bench.where("a") is bench.where("b") is Presence.DEVICE
+        assert bench.where("c") is Presence.WAITING
+        bench.residency.pump(ALL)
+
+
+def test_draining_the_victims_lets_a_waiting_version_in(bench: Bench) -> None:
+    bench.bring("a", "b")
+    refs = {digest: bench.residency.acquire(digest) for digest in "ab"}
+    bench.bring("c")
+    assert bench.where("c") is Presence.WAITING
+    assert bench.residency.victims_for("c") == ("a",)
+    bench.residency.release(refs["a"])
+    assert bench.where("a") is Presence.DEVICE
+    bench.residency.pump(ALL)
+    assert bench.where("c") is Presence.DEVICE
+    assert bench.residency.valid(refs["b"])
+
+
+def test_drained_room_is_not_given_to_a_smaller_one_that_asked_first() -> None:
+    bench = Bench(room=4)
+    bench.desk.ranks = {"big": 16}
+    bench.bring("a", "b", "c", "d")
+    refs = {digest: bench.residency.acquire(digest) for digest in "abcd"}
+    bench.bring("e", "big")
+    assert bench.residency.victims_for("big") == ("a", "b", "c", "d")
+    assert bench.residency.victims_for("e") == ()
+    for ref in refs.values():
+        bench.residency.release(ref)
+    bench.where("e")
+    bench.residency.pump(ALL)
+    assert bench.where("big") is Presence.DEVICE
+    assert bench.where("e") is Presence.WAITING
+    bench.desk.close()
+
+
+def test_a_claim_ends_with_the_step_if_nobody_drains(bench: Bench) -> None:
+    bench.desk.ranks = {"big": 8}
+    bench.bring("a", "b")
+    refs = {digest: bench.residency.acquire(digest) for digest in "ab"}
+    bench.bring("big", "c")
+    bench.residency.victims_for("big")
+    bench.residency.release(refs["a"])
+    bench.residency.pump(ALL)
+    assert bench.where("c") is Presence.WAITING
+    bench.residency.pump(ALL)
+    assert bench.where("c") is Presence.DEVICE
+
+
+def test_nothing_is_drained_for_what_is_not_loaded(bench: Bench) -> None:
+    bench.bring("a", "b")
+    for digest in "ab":
+        bench.residency.acquire(digest)
+    assert bench.residency.victims_for("c") == ()
+    bench.residency.ensure("c")
+    bench.residency.pump(ALL)
+    assert bench.residency.victims_for("c") == ()
+
+
+@pytest.mark.parametrize("error", [AdapterInvalid("up", "is bad"), AdapterCorrupt("a")])
+def test_a_version_at_fault_fails_until_it_is_loaded_anew(bench: Bench, error: Exception) -> None:
+    bench.desk.errors["a"] = error
+    bench.bring("a")
+    for _ in range(3):
+        assert bench.where("a") is Presence.FAILED
+        assert bench.residency.error("a") is error
+        bench.residency.pump(ALL)
+    del bench.desk.errors["a"]
+    bench.residency.prefetch("a")
+    bench.bring()
+    assert bench.where("a") is Presence.DEVICE
+
+
+def test_a_passing_failure_lasts_one_step(bench: Bench) -> None:
+    bench.desk.errors["a"] = OSError(5, "input/output error")
+    bench.bring("a")
+    assert bench.where("a") is bench.where("a") is Presence.FAILED
+    del bench.desk.errors["a"]
+    bench.residency.pump(ALL)
+    bench.bring("a")
+    assert bench.where("a") is Presence.DEVICE
+
+
+def test_a_remembered_failure_holds_no_tensors(bench: Bench) -> None:
+    lost: list[weakref.ref[torch.Tensor]] = []
+
+    def read(digest: str) -> AdapterPlan:
+        tensor = torch.zeros(1000)
+        lost.append(weakref.ref(tensor))
+        raise AdapterInvalid(digest, f"has {tensor.numel()} values too many")
+
+    loader = Loader(read, dtype=torch.float32, capacity=0)
+    residency = Residency(bench.pool, bench.arena, loader)
+    residency.ensure("a")
+    residency.pump(ALL)
+    loader.close()
+    residency.pump(ALL)
+    assert residency.ensure("a") is Presence.FAILED
+    gc.collect()
+    assert lost[0]() is None
+
+
+def test_a_version_larger_than_the_pool_fails(bench: Bench) -> None:
+    bench.desk.ranks["a"] = 64
+    bench.bring("a")
+    assert bench.where("a") is Presence.FAILED
+    assert isinstance(bench.residency.error("a"), AdapterTooLarge)
+
+
+def test_what_pins_leave_no_room_for_fails_until_one_is_unpinned(bench: Bench) -> None:
+    for digest in "ab":
+        bench.residency.pin(digest)
+    bench.bring("c")
+    assert bench.where("c") is Presence.WAITING
+    assert bench.residency.victims_for("c") == ()
+    assert bench.where("c") is Presence.FAILED
+    assert "pinned" in str(bench.residency.error("c"))
+    bench.residency.unpin("a")
+    bench.bring("c")
+    assert bench.where("c") is Presence.DEVICE
+
+
+def test_a_module_unknown_to_the_base_fails_and_takes_no_room(bench: Bench) -> None:
+    del bench.tables["down"]
+    bench.bring("a")
+    assert bench.where("a") is Presence.FAILED
+    assert bench.pool.used == 0
+
+
+def test_forgetting_waits_for_the_last_reference(bench: Bench) -> None:
+    bench.bring("a")
+    refs = [bench.residency.acquire("a") for _ in range(2)]
+    bench.residency.forget("a")
+    bench.residency.release(refs[0])
+    assert bench.residency.valid(refs[1])
+    assert bench.residency.held("a")
+    bench.residency.release(refs[1])
+    assert not bench.residency.held("a")
+    assert bench.residency.states() == ()
+    assert all(table.pair(refs[0].slot) is None for table in bench.tables.values())
+
+
+def test_forgetting_stops_a_version_on_its_way(bench: Bench) -> None:
+    for pumps in range(3):
+        bench.residency.ensure("a")
+        for _ in range(pumps):
+            bench.residency.pump(16)
+            bench.desk.serve()
+        bench.residency.forget("a")
+        assert not bench.residency.held("a")
+        assert bench.pool.used == 0
+        bench.desk.serve()
+        bench.residency.pump(ALL)
+        assert not bench.residency.held("a")
+
+
+def test_a_forgotten_version_that_is_prefetched_stays(bench: Bench) -> None:
+    bench.bring("a")
+    ref = bench.residency.acquire("a")
+    bench.residency.forget("a")
+    bench.residency.prefetch("a")
+    bench.residency.release(ref)
+    assert bench.where("a") is Presence.DEVICE
+
+
+def test_only_so_many_versions_are_in_host_memory_for_want_of_room(bench: Bench) -> None:
+    bench.bring("a", "b")
+    refs = [bench.residency.acquire(digest) for digest in "ab"]
+    wanted = [f"n{index}" for index in range(30)]
+    for _ in range(5):
+        bench.bring(*wanted)
+    assert len(bench.desk.reads) == 2 + 8
+    for digest in wanted:
+        bench.residency.forget(digest)
+    for ref in refs:
+        bench.residency.release(ref)
+
+
+def test_a_version_that_nobody_asks_for_any_more_makes_place_in_the_queue(bench: Bench) -> None:
+    bench.bring("a", "b")
+    refs = [bench.residency.acquire(digest) for digest in "ab"]
+    bench.bring(*[f"n{index}" for index in range(8)])
+    for _ in range(30):
+        bench.bring("late")
+    assert bench.where("late") is Presence.WAITING
+    assert bench.residency.expecting
+    for ref in refs:
+        bench.residency.release(ref)
+
+
+def test_a_version_is_expected_until_it_is_here_or_given_up(bench: Bench) -> None:
+    assert not bench.residency.expecting
+    bench.residency.prefetch("a")
+    bench.residency.pump(ALL)
+    assert bench.residency.expecting
+    bench.desk.serve()
+    bench.residency.pump(16)
+    assert bench.residency.expecting
+    bench.residency.pump(ALL)
+    assert not bench.residency.expecting
+    bench.desk.errors["b"] = AdapterInvalid("up", "is bad")
+    bench.bring("b")
+    assert not bench.residency.expecting
+
+
+def test_states_name_the_nearest_tier(bench: Bench) -> None:
+    bench.bring("a", "b")
+    bench.residency.pump(ALL)
+    bench.bring("c")
+    ref = bench.residency.acquire("c")
+    bench.residency.pin("b")
+    assert set(bench.residency.states()) == {
+        ResidentState("a", "host", 0, SIZE, pinned=False),
+        ResidentState("b", "device", 0, SIZE, pinned=True),
+        ResidentState("c", "device", 1, SIZE, pinned=False),
+    }
+    bench.residency.release(ref)
+
+
+class Life(RuleBasedStateMachine):
+    """Random asking, using, draining, forgetting: what is acquired has its own values."""
+
+    DIGESTS = "abcdef"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench(room=3, slots=3, host=4 * SIZE)
+        self.bench.desk.ranks = dict(zip(self.DIGESTS, (1, 3, 4, 5, 8, 12), strict=True))
+        self.refs: list[tuple[str, SlotRef]] = []
+
+    def teardown(self) -> None:
+        self.bench.desk.close()
+
+    @rule(digest=st.sampled_from(DIGESTS))
+    def ask(self, digest: str) -> None:
+        if self.bench.where(digest) is Presence.DEVICE:
+            ref = self.bench.residency.acquire(digest)
+            self.refs.append((digest, ref))
+
+    @rule(budget=st.sampled_from([16, 500, ALL]))
+    def pump(self, budget: int) -> None:
+        self.bench.residency.pump(budget)
+
+    @rule()
+    def serve(self) -> None:
+        self.bench.desk.serve()
+
+    @precondition(lambda self: self.refs)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        _, ref = self.refs.pop(data.draw(st.integers(0, len(self.refs) - 1)))
+        self.bench.residency.release(ref)
+
+    @rule(digest=st.sampled_from(DIGESTS))
+    def drain_for(self, digest: str) -> None:
+        victims = self.bench.residency.victims_for(digest)
+        for _, ref in [pair for pair in self.refs if pair[0] in victims]:
+            self.bench.residency.release(ref)
+        self.refs = [pair for pair in self.refs if pair[0] not in victims]
+
+    @rule(digest=st.sampled_from(DIGESTS))
+    def forget(self, digest: str) -> None:
+        self.bench.residency.forget(digest)
+
+    @rule(digest=st.sampled_from(DIGESTS), pinned=st.booleans())
+    def pin(self, digest: str, pinned: bool) -> None:
+        (self.bench.residency.pin if pinned else self.bench.residency.unpin)(digest)
+
+    @invariant()
+    def what_is_held_is_whole(self) -> None:
+        bench = self.bench
+        assert bench.residency.check() == ()
+        for digest, ref in self.refs:
+            assert bench.residency.valid(ref)
+            assert_installed(bench.tables, ref.slot, plan(digest, bench.desk.ranks[digest]))
+        slots = {ref.slot: digest for digest, ref in self.refs}
+        assert len(slots) == len(set(slots.values()))
+
+
+Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLife = Life.TestCase
