@@ -1,0 +1,71 @@
+"""`weft serve` and `weft demo`."""
+
+import logging
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from weft.server.cli.console import Refusal, out
+from weft.server.cli.startup import StartupView
+from weft.server.engine.messages import EngineInfo
+from weft.server.settings import AdapterSource, Settings, Sourced
+
+DEMO_NAME = "weft-demo"
+QUESTION = "Where is my parcel?"
+DEMO_SETS = frozenset({"model", "adapter", "adapter_dir"})
+
+
+def serve(sourced: Sourced) -> None:
+    """Serves a base model, a local folder or a hub id, with its adapters."""
+    if sourced.settings.model is None:
+        raise Refusal("MODEL: name a local folder or a hub id", 2)
+    _run(sourced.settings, StartupView())
+
+
+def demo(sourced: Sourced) -> None:
+    """Serves the small model and the adapters that come with weft, to try it in ten seconds."""
+    folder = Path(str(files("weft.server.demo")))
+    adapters = sorted(path for path in (folder / "adapters").iterdir() if path.is_dir())
+    settings = sourced.settings.model_copy(
+        update={
+            "model": str(folder / "base"),
+            "served_model_name": sourced.settings.served_model_name or DEMO_NAME,
+            "adapter": tuple(AdapterSource(path.name, path) for path in adapters),
+            "adapter_dir": None,
+        }
+    )
+    _run(settings, DemoView())
+
+
+class DemoView(StartupView):
+    """Adds to the block what to try first."""
+
+    def serving(self, model: str, info: EngineInfo, adapters: Sequence[str], url: str) -> None:
+        """Prints the page's address and three calls that work as they stand."""
+        super().serving(model, info, adapters, url)
+        chat = f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'"
+        body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
+        lines = (
+            f"The page: {url}/",
+            "",
+            f"curl -s {url}/v1/models",
+            f"{chat} -d '{body}'",
+            f"{chat} -H 'X-Adapter-ID: {adapters[0]}' -d '{body}'",
+        )
+        for line in lines:
+            out.print(line, markup=False)
+
+
+def _run(settings: Settings, view: StartupView) -> None:
+    from weft.server.serve import StartError, serve  # FastAPI, uvicorn: not for other commands
+
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.root.level))
+    try:
+        serve(settings, view)
+    except StartError as error:
+        raise Refusal(str(error), 2) from None
+    finally:
+        view.stop()

@@ -1,0 +1,69 @@
+"""An adapter's card without serving it: the same reading and lowering, on a base of shapes only."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from weft.adapters.base import BaseModules
+from weft.adapters.card import Card, describe
+from weft.adapters.checkpoint import read_checkpoint
+from weft.adapters.methods import lower
+from weft.adapters.tensors import read_tensors
+from weft.kernels.low_rank import arena_dtype
+from weft.server.engine import hardware, weights
+from weft.server.engine.attention import use_paged_attention
+from weft.server.engine.checks import check_config
+from weft.server.engine.kv_spec import KVSpec
+
+
+def inspect_adapter(adapter: Path, base_folder: Path, base_name: str) -> Card:
+    """What the engine on this machine would make of the adapter.
+
+    Raises AdapterInvalid with the reason for which it would be refused, ModelUnsupported where the
+    base itself cannot be served.
+    """
+    checkpoint = read_checkpoint(adapter)
+    config = weights.read_config(base_folder)
+    check_config(config)
+    device = hardware.choose_device("auto")
+    dtype = hardware.choose_dtype("auto", device, weights.count_parameters(config))
+    base = _base(
+        weights.skeleton(config),
+        lambda: weights.load_weights(
+            base_folder, config, dtype=dtype, device=torch.device("cpu"), progress=_ignore
+        ),
+    )
+    plan = lower(checkpoint, read_tensors(checkpoint), base)
+    itemsize = arena_dtype(device, dtype).itemsize
+    return describe(checkpoint, plan, base, itemsize=itemsize, base_name=base_name)
+
+
+def _base(skeleton: PreTrainedModel, load: Callable[[], PreTrainedModel]) -> BaseModules:
+    """The base's modules; its weights are read only for an adapter that needs one."""
+
+    @cache
+    def loaded() -> BaseModules:
+        return _with_refusals(load())
+
+    def weight(name: str) -> Tensor:
+        return loaded()[name].weight()
+
+    try:
+        # In bfloat16, because expert layers have no float32 kernel to tell shapes from.
+        skeleton.bfloat16()
+        return _with_refusals(skeleton).with_weights(weight)
+    except (NotImplementedError, RuntimeError):  # a forward that looks at values needs real ones
+        return loaded()
+
+
+def _with_refusals(model: PreTrainedModel) -> BaseModules:
+    use_paged_attention(model)
+    return BaseModules.of(model, KVSpec.discover(model).refused)
+
+
+def _ignore(stage: str, done: int, total: int) -> None:
+    """Takes progress that nobody watches."""

@@ -1,0 +1,261 @@
+"""The server put together: socket, base, state, engine, app; and the order of start and stop."""
+
+import asyncio
+import contextlib
+import errno
+import secrets
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import uvicorn
+from fastapi import FastAPI
+
+from weft.adapters.checkpoint import adapter_folder
+from weft.adapters.errors import AdapterInvalid, StateInUse
+from weft.adapters.registry import Registry
+from weft.adapters.store import Store
+from weft.adapters.tenancy import TenantContext
+from weft.server.app import create_app
+from weft.server.base_folder import BaseNotFound, default_state_dir, find_base
+from weft.server.detokenizer import TokenizerUnusable
+from weft.server.engine.client import (
+    EngineClient,
+    EngineError,
+    EngineStartError,
+    EngineUnavailable,
+)
+from weft.server.engine.messages import EngineConfig, EngineInfo
+from weft.server.errors import ApiError
+from weft.server.services import Services
+from weft.server.settings import AdapterSource, Settings
+from weft.server.tenants import TenantsInvalid
+from weft.server.text import Text
+
+BACKLOG = 2048
+GRACE_SECONDS = 10
+T = TypeVar("T")
+
+
+class StartError(Exception):
+    """The server cannot start as it was told; the message names the flag at fault."""
+
+
+class View(Protocol):
+    """Who watches the start."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `stage` are behind us."""
+
+    def serving(self, model: str, info: EngineInfo, adapters: list[str], url: str) -> None:
+        """Requests are answered now."""
+
+    def draining(self) -> None:
+        """No request is taken any more; the last ones are being answered."""
+
+
+def serve(settings: Settings, view: View, examples: Path | None = None) -> None:
+    """Serves until it is interrupted; `examples` as `create_app` takes it. Raises StartError.
+
+    The port is taken first: a taken one is told before a model is loaded for minutes. From then on
+    the server answers, at first only that it is not ready.
+    """
+    sources = adapter_sources(settings)
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(listen(settings.host, settings.port))
+        base = _named("MODEL", lambda: find_base(settings.model or ""), BaseNotFound)
+        text = _named("MODEL", lambda: Text.load(str(base)), TokenizerUnusable)
+        state = settings.state_dir or default_state_dir(base)
+        store = Store(state / "versions")
+        registry = _open_registry(state, store)
+        stack.callback(registry.close)
+        engine = EngineClient(
+            engine_config(settings, base, store),
+            on_progress=lambda seen: view.progress(seen.stage, seen.done, seen.total),
+        )
+        services = _named(
+            "--tenants",
+            lambda: Services.assemble(settings, engine, registry, text),
+            TenantsInvalid,
+        )
+        server = _Server(create_app(services, examples), services, view)
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_run(server, services, sources, sock))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that nobody else gets the port; raises StartError."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind)
+    except OSError as error:
+        raise StartError(f"--host {host}: {error.strerror}") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            reason = f"--port {port} is taken by another program; choose one, or 0 for a free one"
+        elif error.errno == errno.EACCES:
+            reason = f"--port {port} is not for this user; choose one above 1023"
+        else:
+            reason = f"--host {host}: {error.strerror}"
+        raise StartError(reason) from None
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """Where a person on this machine reaches a listening socket."""
+    host, port = sock.getsockname()[:2]
+    local = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host)
+    return f"http://{local or (f'[{host}]' if ':' in host else host)}:{port}"
+
+
+def adapter_sources(settings: Settings) -> list[AdapterSource]:
+    """The adapters to load at start, each with a folder that holds one; raises StartError."""
+    sources = list(settings.adapter)
+    folder = settings.adapter_dir
+    if folder is not None:
+        if not folder.is_dir():
+            raise StartError(f"--adapter-dir {folder}: is not a folder")
+        inner = sorted(path for path in folder.iterdir() if path.is_dir())
+        sources += [AdapterSource(p.name, p) for p in inner if not p.name.startswith(".")]
+    for source in sources:
+        _named(_flag(source), partial(adapter_folder, source.path), AdapterInvalid)
+    twice = [name for name, count in Counter(name for name, _ in sources).items() if count > 1]
+    if twice:
+        raise StartError(f"--adapter: the name {twice[0]} is given twice")
+    return sources
+
+
+def engine_config(settings: Settings, base: Path, store: Store) -> EngineConfig:
+    """What the engine needs to know of the settings."""
+    return EngineConfig(
+        model=str(base),
+        store=str(store.root),
+        device=settings.device,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_memory=settings.kv_cache_memory,
+        adapter_memory=settings.adapter_memory,
+        adapter_host_memory=settings.adapter_host_memory,
+        prefix_caching=settings.enable_prefix_caching,
+        prefix_secret=secrets.token_bytes(32),
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a first signal drains and a second one stops."""
+
+    def __init__(self, app: FastAPI, services: Services, view: View) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        super().__init__(config)
+        self.view = view
+        self._admission = services.admission
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupted)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _interrupted(self) -> None:
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._admission.drain()
+        self._draining = asyncio.create_task(self._exit_when_empty())
+        self.view.draining()
+
+    async def _exit_when_empty(self) -> None:
+        await self._admission.empty()
+        self.should_exit = True
+
+
+async def _run(
+    server: _Server, services: Services, sources: list[AdapterSource], sock: socket.socket
+) -> None:
+    """Answers requests while the engine starts, and until the server is told to end."""
+    url = url_of(sock)
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    starting = asyncio.create_task(_start(services, sources, url, server.view))
+    try:
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        await serving
+    finally:
+        starting.cancel()
+        server.should_exit = True
+        await asyncio.gather(serving, starting, return_exceptions=True)
+        await services.engine.close()
+
+
+async def _start(services: Services, sources: list[AdapterSource], url: str, view: View) -> None:
+    """Brings up the engine and what is to be loaded from the beginning; raises StartError."""
+    try:
+        info = await services.engine.start()
+    except EngineStartError as error:
+        raise StartError(str(error)) from None
+    await services.library.restore_pins()
+    for done, source in enumerate(sources):
+        view.progress("adapters", done, len(sources))
+        for tenant in services.tenants.contexts:
+            await _install(services, tenant, source)
+    view.serving(services.base_name, info, [source.name for source in sources], url)
+
+
+async def _install(services: Services, tenant: TenantContext, source: AdapterSource) -> None:
+    try:
+        await services.library.install(tenant, source.name, source.path)
+    except ApiError as error:
+        raise StartError(f"{_flag(source)}: {error.body('')['error']['message']}") from None
+    except (AdapterInvalid, EngineError, EngineUnavailable, OSError) as error:
+        raise StartError(f"{_flag(source)}: {error}") from None
+
+
+def _flag(source: AdapterSource) -> str:
+    return f"--adapter {source.name}={source.path}"
+
+
+def _open_registry(state: Path, store: Store) -> Registry:
+    try:
+        return Registry(state / "registry.sqlite", store)
+    except (StateInUse, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"--state-dir {state}: {reason}") from None
+
+
+def _named(flag: str, make: Callable[[], T], *expected: type[Exception]) -> T:
+    """What `make` returns; its expected failures become StartErrors that name `flag`."""
+    try:
+        return make()
+    except expected as error:
+        raise StartError(f"{flag}: {error}") from None

@@ -1,0 +1,187 @@
+"""The same prompts through stock peft and through the engine, in float32, token for token.
+
+peft runs one prompt at a time, by whole forwards without a cache: nothing of ours is in its way.
+"""
+
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from weft.adapters.checkpoint import read_checkpoint
+from weft.adapters.errors import AdapterInvalid
+from weft.adapters.store import Store
+from weft.adapters.tenancy import TenantContext
+from weft.server.engine import hardware, weights
+from weft.server.engine.batch import StepBatch
+from weft.server.engine.engine import Engine
+from weft.server.engine.messages import (
+    EngineConfig,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    Sampling,
+    Tokens,
+)
+from weft.server.engine.model import ModelHost
+from weft.server.engine.step_plan import StepPlan
+
+Prompt = tuple[int, ...]
+
+
+class PeftFailed(Exception):
+    """peft itself could not load or run the adapter; the message is peft's."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One prompt's greedy tokens from both sides.
+
+    difference: the largest between their logits, up to the first token that differs
+    """
+
+    expected: tuple[int, ...]
+    actual: tuple[int, ...]
+    difference: float
+
+    @property
+    def equal(self) -> int:
+        """How many tokens agree before the first that does not."""
+        pairs = enumerate(zip(self.expected, self.actual, strict=True))
+        return next((index for index, (a, b) in pairs if a != b), len(self.expected))
+
+
+def verify_adapter(
+    adapter: Path, base: Path, prompts: Sequence[Prompt], max_tokens: int, device: str
+) -> list[Compared]:
+    """Greedy continuations of every prompt by both sides, compared.
+
+    Raises AdapterInvalid or ModelUnsupported where weft would refuse, PeftFailed where peft fails.
+    """
+    expected = _run_peft(adapter, base, prompts, max_tokens, device)
+    actual = _run_weft(adapter, base, prompts, max_tokens, device)
+    return [_compare(theirs, ours) for theirs, ours in zip(expected, actual, strict=True)]
+
+
+def _compare(expected: Tensor, actual: Tensor) -> Compared:
+    """Of logits `[tokens, vocabulary]` from both sides."""
+    theirs, ours = (tuple(logits.argmax(-1).tolist()) for logits in (expected, actual))
+    shared = Compared(theirs, ours, 0.0).equal + 1
+    difference = (expected[:shared] - actual[:shared]).abs().max().item()
+    return Compared(theirs, ours, difference)
+
+
+@torch.inference_mode()
+def _run_peft(
+    adapter: Path, base: Path, prompts: Sequence[Prompt], max_tokens: int, device: str
+) -> list[Tensor]:
+    """Logits `[max_tokens, vocabulary]` for each prompt's greedy continuation, one at a time."""
+    model = weights.load_weights(
+        base,
+        weights.read_config(base),
+        dtype=torch.float32,
+        device=hardware.choose_device(device),
+        progress=lambda stage, done, total: None,
+    )
+    folder = str(read_checkpoint(adapter).weights.parent)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            adapted = PeftModel.from_pretrained(model, folder).eval()
+        except Exception as error:
+            raise PeftFailed(str(error).splitlines()[0]) from error
+    return [_continue(adapted, prompt, max_tokens) for prompt in prompts]
+
+
+def _continue(model: PeftModel, prompt: Prompt, max_tokens: int) -> Tensor:
+    tokens = torch.tensor(prompt, device=model.device)[None]
+    rows: list[Tensor] = []
+    for _ in range(max_tokens):
+        rows.append(model(input_ids=tokens, use_cache=False).logits[0, -1].float())
+        tokens = torch.cat([tokens, rows[-1].argmax().view(1, 1)], dim=1)
+    return torch.stack(rows).cpu()
+
+
+def _run_weft(
+    adapter: Path, base: Path, prompts: Sequence[Prompt], max_tokens: int, device: str
+) -> list[Tensor]:
+    """The same from the engine, all prompts in one batch, each beside itself on the base alone."""
+    with tempfile.TemporaryDirectory(prefix="weft-verify-") as store:
+        digest = Store(Path(store)).put(adapter)
+        config = EngineConfig(
+            model=str(base),
+            store=store,
+            device=device,
+            dtype="float32",
+            max_num_seqs=2 * len(prompts),
+            max_model_len=max(map(len, prompts)) + max_tokens,
+        )
+        host = _RecordingHost.of(ModelHost.load(config, lambda stage, done, total: None))
+        engine = Engine(host, config)
+        _run(engine, [Load("load", digest)])
+        adapted = [_request(f"adapted-{i}", p, max_tokens, digest) for i, p in enumerate(prompts)]
+        plain = [_request(f"plain-{i}", p, max_tokens) for i, p in enumerate(prompts)]
+        _run(engine, [*adapted, *plain])
+    return [torch.stack(host.logits[request.id]) for request in adapted]
+
+
+@dataclass(frozen=True, eq=False)
+class _RecordingHost(ModelHost):
+    """A model that keeps the logits from which tokens were chosen, by request."""
+
+    logits: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    plans: list[StepPlan] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, host: ModelHost) -> "_RecordingHost":
+        """The same model, its logits kept."""
+        return cls(host.facts, host.base, host.arena, host.forward)
+
+    def build(self, plan: StepPlan) -> StepBatch:
+        """Builds, and remembers whose rows come next."""
+        self.plans[:] = [plan]
+        return super().build(plan)
+
+    def run(self, batch: StepBatch) -> Tensor:
+        """Runs, and keeps each sampling row under its request."""
+        logits = super().run(batch)
+        (plan,) = self.plans
+        for item, row in zip(plan.sampling, batch.sampling, strict=True):
+            self.logits[item.seq.request.id].append(logits[row].cpu())
+        return logits
+
+
+def _request(name: str, prompt: Prompt, max_tokens: int, adapter: str | None = None) -> Generate:
+    return Generate(
+        id=name,
+        tenant=TenantContext("verify"),
+        prompt=prompt,
+        adapter=adapter,
+        sampling=Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
+    )
+
+
+def _run(engine: Engine, commands: Sequence[Load | Generate]) -> None:
+    """Steps the engine until every command has its last event; raises what a command raised."""
+    waiting = {command.id for command in commands}
+    for command in commands:
+        engine.handle(command)
+    while waiting:
+        engine.step()
+        for event in engine.take_events():
+            match event:
+                case Failed():
+                    raise AdapterInvalid(event.where, event.reason)
+                case Tokens(finish="error"):
+                    raise AdapterInvalid("adapter", f"ended with {event.error}")
+                case Loaded(id=done):
+                    waiting.discard(done)
+                case Tokens(finish=str(), id=done):
+                    waiting.discard(done)
