@@ -48,9 +48,10 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.lock = threading.RLock()
-        self._connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, timeout=0.0
-        )
+        with _disk_errors():
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=0.0
+            )
         try:
             with _disk_errors():
                 self._prepare()

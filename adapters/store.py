@@ -173,9 +173,10 @@ class Store:
     def _clear(self, folder: Path) -> None:
         """Removes a folder as far as the disk lets us; the next sweep removes the rest."""
         with suppress(OSError):
-            for path in _children(folder):
-                self._files.remove(path)
-            self._files.remove_folder(folder)
+            if folder.is_dir():
+                for path in _children(folder):
+                    self._files.remove(path)
+                self._files.remove_folder(folder)
 
     def _temporary(self, prefix: str) -> Path:
         return self.root / f"{prefix}{secrets.token_hex(8)}"

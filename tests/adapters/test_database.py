@@ -1,0 +1,86 @@
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from weft.adapters.database import Database
+from weft.adapters.errors import StateInUse, StorageFull
+
+NAME = "INSERT INTO names (tenant, name, last) VALUES ('t', ?, 1)"
+
+
+def names(database: Database) -> list[str]:
+    return [name for (name,) in database.rows("SELECT name FROM names ORDER BY name")]
+
+
+def test_what_was_committed_is_there_again(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    with database.transaction():
+        database.rows(NAME, ("a",))
+    database.close()
+    database = Database(tmp_path / "db")
+    assert names(database) == ["a"]
+    database.close()
+
+
+def test_a_transaction_that_raises_changes_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    with suppress(ZeroDivisionError), database.transaction():
+        database.rows(NAME, ("a",))
+        raise ZeroDivisionError
+    assert names(database) == []
+    with database.transaction():
+        database.rows(NAME, ("b",))
+    assert names(database) == ["b"]
+    database.close()
+
+
+def test_commits_are_synced_and_nothing_is_mapped(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    settings = ("synchronous", "journal_mode", "locking_mode", "mmap_size")
+    found = [database.rows(f"PRAGMA {name}")[0][0] for name in settings]
+    assert found == [2, "wal", "exclusive", 0]
+    database.close()
+
+
+def test_only_one_process_at_a_time(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    code = (
+        "import sys; from pathlib import Path; from weft.adapters.database import Database;"
+        "Database(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "db")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "StateInUse: another server is running" in refused.stderr
+    database.close()
+    subprocess.run(command, check=True)
+
+
+def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    database.rows("PRAGMA max_page_count = 1")
+
+    def fill() -> None:
+        with database.transaction():
+            for index in range(10_000):
+                database.rows(NAME, (f"n{index:05}",))
+
+    with pytest.raises(StorageFull):
+        fill()
+    assert names(database) == []
+    database.close()
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    database.rows("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(StateInUse, match="format 99"):
+        Database(tmp_path / "db")
+
+
+def test_a_path_that_cannot_be_opened_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="registry"):
+        Database(tmp_path / "missing" / "db")

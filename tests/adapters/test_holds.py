@@ -1,0 +1,22 @@
+from weft.adapters.holds import Hold, Holds, Lease
+from weft.adapters.tenancy import TenantContext
+
+CTX = TenantContext("t")
+
+
+def test_holds_are_counted_by_digest_and_removed_once() -> None:
+    holds = Holds()
+    first, second = Hold(CTX, "a", holds.remove), Hold(CTX, "a", holds.remove)
+    holds.add(first)
+    holds.add(second)
+    assert holds.remove(first)
+    assert not holds.remove(first)
+    assert "a" in holds
+    with second:
+        assert len(holds) == 1
+    assert "a" not in holds
+    assert len(holds) == 0
+
+
+def test_a_lease_names_its_version() -> None:
+    assert Lease(CTX, "support", 3, "d" * 64, print).id == "support@3"

@@ -1,0 +1,535 @@
+import io
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from stored_adapters import DISK_BROKEN, DISK_FULL, WEIGHTS, TroubledFiles, adapter, weights_bytes
+
+from weft.adapters.errors import (
+    AdapterCorrupt,
+    AdapterInvalid,
+    StateInUse,
+    StorageFull,
+    UnknownAdapter,
+    VersionConflict,
+)
+from weft.adapters.files import Files
+from weft.adapters.holds import Lease
+from weft.adapters.registry import Registry, Version
+from weft.adapters.store import Store
+from weft.adapters.tenancy import TenantContext
+
+MINE, THEIRS = TenantContext("mine"), TenantContext("theirs")
+
+
+class State:
+    """A state folder, its store, and a registry that can be closed and opened again."""
+
+    def __init__(self, root: Path, files: Files | None = None) -> None:
+        self.store = Store(root / "adapters", files)
+        self.path = root / "registry.sqlite"
+        self.registry = Registry(self.path, self.store)
+
+    def restart(self) -> None:
+        self.registry.close()
+        self.registry = Registry(self.path, self.store)
+
+    def put(
+        self, name: str, seed: int, ctx: TenantContext = MINE, expected: str | None = None
+    ) -> Version:
+        with self.registry.ingest(ctx, adapter(seed)) as upload:
+            return self.registry.put(ctx, name, upload, f'{{"seed": {seed}}}', expected)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    state = State(tmp_path)
+    yield state
+    assert state.registry.check() == ()
+    state.registry.close()
+
+
+@pytest.fixture
+def registry(state: State) -> Registry:
+    return state.registry
+
+
+# ---- names and versions
+
+
+def test_a_put_makes_a_version_that_can_be_leased(state: State, registry: Registry) -> None:
+    version = state.put("a", 1)
+    assert (version.name, version.version, version.id) == ("a", 1, "a@1")
+    assert version.bytes == len(weights_bytes(1))
+    assert version.report == '{"seed": 1}'
+    with registry.lease(MINE, "a") as lease:
+        assert lease.digest == version.digest
+        assert state.store.read(lease.digest).digest == version.digest
+
+
+def test_replacing_moves_the_name_and_keeps_the_old_version(
+    state: State, registry: Registry
+) -> None:
+    old, new = state.put("a", 1), state.put("a", 2)
+    assert new.version == 2
+    assert [v.digest for v in registry.versions(MINE, "a")] == [old.digest, new.digest]
+    with registry.lease(MINE, "a") as current, registry.lease(MINE, "a", 1) as first:
+        assert (current.id, first.id) == ("a@2", "a@1")
+        assert first.digest == old.digest
+
+
+def test_putting_the_current_version_again_changes_nothing(
+    state: State, registry: Registry
+) -> None:
+    first = state.put("a", 1)
+    assert state.put("a", 1) == first
+    assert registry.lookup(MINE, "a").versions == 1
+
+
+def test_rollback_goes_one_back_or_to_the_version_given(state: State, registry: Registry) -> None:
+    versions = [state.put("a", seed) for seed in (1, 2, 3)]
+    assert registry.rollback(MINE, "a") == versions[1]
+    assert registry.rollback(MINE, "a") == versions[0]
+    with pytest.raises(UnknownAdapter):
+        registry.rollback(MINE, "a")
+    assert registry.rollback(MINE, "a", 3) == versions[2]
+    with pytest.raises(UnknownAdapter):
+        registry.rollback(MINE, "a", 4)
+    assert state.put("a", 1).version == 4
+
+
+def test_an_expected_digest_guards_every_change(state: State, registry: Registry) -> None:
+    with pytest.raises(VersionConflict) as conflict:
+        state.put("a", 1, expected="0" * 64)
+    assert conflict.value.current is None
+    first = state.put("a", 1)
+    second = state.put("a", 2, expected=first.digest)
+    for change in (
+        lambda: state.put("a", 3, expected=first.digest),
+        lambda: registry.rollback(MINE, "a", expected=first.digest),
+        lambda: registry.remove(MINE, "a", expected=first.digest),
+    ):
+        with pytest.raises(VersionConflict) as conflict:
+            change()
+        assert conflict.value.current == second.digest
+    assert registry.lookup(MINE, "a").digest == second.digest
+    registry.remove(MINE, "a", expected=second.digest)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".a", "-a", "a/b", "../a", "a@1", "a b", "a\n", "ä", "a" * 65]
+)
+def test_what_cannot_be_a_name_is_refused(state: State, registry: Registry, name: str) -> None:
+    with pytest.raises(AdapterInvalid, match="name"):
+        state.put(name, 1)
+    with pytest.raises(UnknownAdapter):
+        registry.lease(MINE, name)
+    assert state.store.digests() == set()
+
+
+@pytest.mark.parametrize("name", ["a", "A-1", "x.y_z", "9", "a" * 64])
+def test_names_may_have_letters_digits_and_three_signs(state: State, name: str) -> None:
+    assert state.put(name, 1).name == name
+
+
+def test_a_removed_name_is_unknown_and_its_numbers_go_on(state: State, registry: Registry) -> None:
+    version = state.put("a", 1)
+    assert registry.remove(MINE, "a") == (version.digest,)
+    for call in (registry.lookup, registry.lease, registry.rollback, registry.remove):
+        with pytest.raises(UnknownAdapter):
+            call(MINE, "a")
+    assert registry.versions(MINE, "a") == ()
+    assert state.put("a", 2).version == 2
+    with pytest.raises(UnknownAdapter):
+        registry.lease(MINE, "a", 1)
+
+
+def test_listing_is_ordered_and_paged(state: State, registry: Registry) -> None:
+    for index in (3, 1, 2):
+        state.put(f"n{index}", index)
+    assert [adapter.name for adapter in registry.list(MINE)] == ["n1", "n2", "n3"]
+    assert [adapter.name for adapter in registry.list(MINE, limit=2)] == ["n1", "n2"]
+    assert [adapter.name for adapter in registry.list(MINE, after="n2")] == ["n3"]
+
+
+def test_lookup_tells_what_a_list_tells(state: State, registry: Registry) -> None:
+    state.put("a", 1)
+    second = state.put("a", 2)
+    assert registry.lookup(MINE, "a").last_used is None
+    registry.pin(MINE, "a", True)
+    lease = registry.lease(MINE, "a")
+    found = registry.lookup(MINE, "a")
+    assert (found.digest, found.version, found.versions) == (second.digest, 2, 2)
+    assert (found.pinned, found.leases, found.failed) == (True, 1, None)
+    assert found.last_used is not None
+    assert registry.list(MINE) == (found,)
+    lease.release()
+    assert registry.lookup(MINE, "a").leases == 0
+
+
+def test_pins_follow_the_name_and_end_with_it(state: State, registry: Registry) -> None:
+    first = state.put("a", 1)
+    state.put("b", 2)
+    assert registry.pin(MINE, "a", True) == first
+    assert registry.pinned() == {first.digest}
+    second = state.put("a", 3)
+    assert registry.pinned() == {second.digest}
+    registry.pin(MINE, "a", False)
+    assert registry.pinned() == set()
+    registry.pin(MINE, "b", True)
+    registry.remove(MINE, "b")
+    state.put("b", 2)
+    assert registry.pinned() == set()
+    with pytest.raises(UnknownAdapter):
+        registry.pin(MINE, "c", True)
+
+
+# ---- tenants
+
+
+def test_names_are_per_tenant(state: State, registry: Registry) -> None:
+    mine, theirs = state.put("a", 1), state.put("a", 2, THEIRS)
+    state.put("b", 2, THEIRS)
+    assert registry.lookup(MINE, "a").digest == mine.digest
+    assert registry.lookup(THEIRS, "a").digest == theirs.digest
+    assert [adapter.name for adapter in registry.list(MINE)] == ["a"]
+    registry.remove(MINE, "a")
+    assert registry.lookup(THEIRS, "a").digest == theirs.digest
+
+
+def test_a_foreign_name_is_as_unknown_as_none(state: State, registry: Registry) -> None:
+    state.put("a", 1, THEIRS)
+    for call in (registry.lookup, registry.lease, registry.rollback, registry.remove):
+        with pytest.raises(UnknownAdapter) as foreign:
+            call(MINE, "a")
+        with pytest.raises(UnknownAdapter) as missing:
+            call(MINE, "b")
+        assert str(foreign.value).replace("'a'", "'b'") == str(missing.value)
+
+
+def test_another_tenants_use_of_the_same_bytes_does_not_show(
+    state: State, registry: Registry
+) -> None:
+    state.put("a", 1)
+    state.put("a", 1, THEIRS)
+    with registry.lease(THEIRS, "a"):
+        assert registry.lookup(MINE, "a").leases == 0
+        assert registry.lookup(MINE, "a").last_used is None
+
+
+# ---- files live as long as somebody refers to them
+
+
+def test_a_lease_keeps_the_files_of_a_removed_name(state: State, registry: Registry) -> None:
+    digest = state.put("a", 1).digest
+    leases = [registry.lease(MINE, "a") for _ in range(2)]
+    assert registry.remove(MINE, "a") == (digest,)
+    leases[0].release()
+    leases[0].release()
+    assert state.store.read(digest).digest == digest
+    assert registry.stored(digest)
+    leases[1].release()
+    assert state.store.digests() == set()
+    assert not registry.stored(digest)
+
+
+def test_files_stay_while_another_name_has_them(state: State, registry: Registry) -> None:
+    digest = state.put("a", 1).digest
+    state.put("b", 1, THEIRS)
+    assert registry.remove(MINE, "a") == ()
+    assert registry.stored(digest)
+    assert state.store.digests() == {digest}
+    assert registry.remove(THEIRS, "b") == (digest,)
+    assert state.store.digests() == set()
+
+
+def test_an_upload_that_is_not_put_leaves_nothing(state: State, registry: Registry) -> None:
+    with registry.ingest(MINE, adapter(1)) as upload:
+        assert state.store.read(upload.digest)
+        assert registry.check() == ()
+    assert state.store.digests() == set()
+    with pytest.raises(ValueError, match="released"):
+        registry.put(MINE, "a", upload, "{}")
+
+
+def test_a_failed_upload_does_not_take_away_what_others_have(
+    state: State, registry: Registry
+) -> None:
+    version = state.put("a", 1)
+    registry.ingest(THEIRS, adapter(1)).release()
+    assert state.store.read(version.digest)
+    with registry.ingest(THEIRS, adapter(2)), registry.ingest(MINE, adapter(2)) as mine:
+        kept = registry.put(MINE, "b", mine, "{}")
+    assert state.store.read(kept.digest)
+
+
+def test_bytes_uploaded_again_while_an_old_lease_runs_stay(
+    state: State, registry: Registry
+) -> None:
+    digest = state.put("a", 1).digest
+    lease = registry.lease(MINE, "a")
+    registry.remove(MINE, "a")
+    state.put("a", 1)
+    lease.release()
+    assert state.store.read(digest)
+
+
+def test_many_threads_lease_while_names_are_replaced(state: State, registry: Registry) -> None:
+    state.put("a", 0)
+    stop = threading.Event()
+    seen: set[str] = set()
+    errors: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            while not stop.is_set():
+                with registry.lease(MINE, "a") as lease:
+                    seen.add(state.store.read(lease.digest).digest)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=use) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    digests = {state.put("a", seed).digest for seed in range(1, 12)}
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert seen <= digests | {registry.versions(MINE, "a")[0].digest}
+    assert registry.lookup(MINE, "a").leases == 0
+
+
+# ---- damage, and restarts
+
+
+def test_a_withdrawn_version_is_refused_until_it_is_put_again(
+    state: State, registry: Registry
+) -> None:
+    version = state.put("a", 1)
+    state.put("same", 1, THEIRS)
+    path = state.store.folder(version.digest) / WEIGHTS
+    path.write_bytes(b"damaged")
+    with registry.lease(MINE, "a") as lease:
+        registry.withdraw(lease, "its stored files are damaged")
+    for ctx, name in ((MINE, "a"), (THEIRS, "same")):
+        assert registry.lookup(ctx, name).failed == "its stored files are damaged"
+        with pytest.raises(AdapterCorrupt):
+            registry.lease(ctx, name)
+    state.put("a", 2)
+    with pytest.raises(AdapterCorrupt):
+        registry.rollback(MINE, "a")
+    state.put("b", 1)
+    assert registry.rollback(MINE, "a").failed is None
+    assert registry.lookup(THEIRS, "same").failed is None
+    assert path.read_bytes() == weights_bytes(1)
+
+
+def test_everything_is_there_again_after_a_restart(state: State) -> None:
+    state.put("a", 1)
+    state.put("a", 2)
+    state.put("b", 3, THEIRS)
+    state.registry.pin(MINE, "a", True)
+    state.registry.rollback(MINE, "a")
+    before = [state.registry.list(ctx) for ctx in (MINE, THEIRS)]
+    state.restart()
+    assert [state.registry.list(ctx) for ctx in (MINE, THEIRS)] == before
+
+
+def test_a_restart_removes_what_was_not_recorded(state: State) -> None:
+    kept = state.put("a", 1).digest
+    state.store.put(adapter(2))
+    state.restart()
+    assert state.store.digests() == {kept}
+
+
+def test_a_restart_removes_what_only_a_lease_kept(state: State) -> None:
+    state.put("a", 1)
+    state.registry.lease(MINE, "a")
+    state.registry.remove(MINE, "a")
+    assert len(state.store.digests()) == 1
+    state.restart()
+    assert state.store.digests() == set()
+
+
+def test_files_that_went_missing_are_named_at_the_next_start(state: State) -> None:
+    digest = state.put("a", 1).digest
+    shutil.rmtree(state.store.folder(digest))
+    state.restart()
+    assert state.registry.lookup(MINE, "a").failed == "its stored files are missing"
+    state.put("a", 1)
+    assert state.registry.lookup(MINE, "a").failed is None
+
+
+def test_a_second_registry_on_the_folder_is_refused(state: State) -> None:
+    with pytest.raises(StateInUse):
+        Registry(state.path, state.store)
+
+
+def test_a_full_disk_changes_nothing_and_reads_go_on(tmp_path: Path) -> None:
+    count = _operations(tmp_path / "whole")
+    for at in range(count):
+        files = TroubledFiles(DISK_FULL, at=-1)
+        state = State(tmp_path / f"state{at}", files)
+        version = state.put("a", 1)
+        files.at = len(files.operations) + at
+        with pytest.raises(StorageFull):
+            state.put("a", 2)
+        assert state.registry.lookup(MINE, "a").digest == version.digest
+        assert state.store.digests() == {version.digest}
+        assert state.put("a", 2).version == 2
+        assert state.registry.check() == ()
+        state.registry.close()
+
+
+def _operations(root: Path) -> int:
+    files = TroubledFiles(DISK_FULL, at=-1)
+    state = State(root, files)
+    state.put("a", 1)
+    before = len(files.operations)
+    state.put("a", 2)
+    state.registry.close()
+    return len(files.operations) - before
+
+
+def test_files_that_cannot_be_removed_now_go_at_the_next_start(tmp_path: Path) -> None:
+    files = TroubledFiles(DISK_BROKEN, at=-1)
+    state = State(tmp_path, files)
+    state.put("a", 1)
+    files.at = len(files.operations)
+    state.registry.remove(MINE, "a")
+    assert len(state.store.digests()) == 1
+    assert state.registry.check() == ()
+    state.restart()
+    assert state.store.digests() == set()
+    state.registry.close()
+
+
+def test_an_upload_that_is_no_adapter_holds_nothing(state: State, registry: Registry) -> None:
+    with pytest.raises(AdapterInvalid):
+        registry.ingest(MINE, (io.BytesIO(b"{}"), io.BytesIO(b"")))
+    assert state.store.digests() == set()
+
+
+class UnsyncedFiles(Files):
+    """Files of a story without power loss; a sync takes most of its time."""
+
+    def sync(self, file: BinaryIO) -> None:
+        pass
+
+    def sync_folder(self, path: Path) -> None:
+        pass
+
+
+class Life(RuleBasedStateMachine):
+    """The registry beside dictionaries: versions by name, files by who refers to them."""
+
+    TENANTS = st.sampled_from([MINE, THEIRS])
+    NAMES = st.sampled_from("ab")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp())
+        self.state = State(self.root, UnsyncedFiles())
+        self.names: dict[tuple[str, str], dict[int, str]] = {}
+        self.current: dict[tuple[str, str], int] = {}
+        self.last: dict[tuple[str, str], int] = {}
+        self.leases: list[Lease] = []
+
+    def teardown(self) -> None:
+        self.state.registry.close()
+        shutil.rmtree(self.root)
+
+    @rule(ctx=TENANTS, name=NAMES, seed=st.integers(1, 4))
+    def put(self, ctx: TenantContext, name: str, seed: int) -> None:
+        version = self.state.put(name, seed, ctx)
+        key = (ctx.id, name)
+        if key not in self.names or self.names[key][self.current[key]] != version.digest:
+            self.last[key] = self.current[key] = self.last.get(key, 0) + 1
+            self.names.setdefault(key, {})[self.last[key]] = version.digest
+        assert version.version == self.current[key]
+
+    @rule(seed=st.integers(1, 4))
+    def give_up_an_upload(self, seed: int) -> None:
+        self.state.registry.ingest(MINE, adapter(seed)).release()
+
+    @rule(ctx=TENANTS, name=NAMES)
+    def remove(self, ctx: TenantContext, name: str) -> None:
+        key = (ctx.id, name)
+        if key not in self.names:
+            with pytest.raises(UnknownAdapter):
+                self.state.registry.remove(ctx, name)
+            return
+        gone = set(self.names.pop(key).values()) - self.recorded()
+        del self.current[key]
+        assert set(self.state.registry.remove(ctx, name)) == gone
+
+    @rule(ctx=TENANTS, name=NAMES, version=st.none() | st.integers(1, 3))
+    def rollback(self, ctx: TenantContext, name: str, version: int | None) -> None:
+        key = (ctx.id, name)
+        known = self.names.get(key, {})
+        if version is None:
+            version = max((v for v in known if v < self.current[key]), default=0)
+            target = None
+        else:
+            target = version
+        if version not in known:
+            with pytest.raises(UnknownAdapter):
+                self.state.registry.rollback(ctx, name, target)
+            return
+        self.state.registry.rollback(ctx, name, target)
+        self.current[key] = version
+
+    @rule(ctx=TENANTS, name=NAMES, version=st.none() | st.integers(1, 3))
+    def lease(self, ctx: TenantContext, name: str, version: int | None) -> None:
+        key = (ctx.id, name)
+        wanted = self.current.get(key, 0) if version is None else version
+        if wanted not in self.names.get(key, {}):
+            with pytest.raises(UnknownAdapter):
+                self.state.registry.lease(ctx, name, version)
+            return
+        lease = self.state.registry.lease(ctx, name, version)
+        assert lease.digest == self.names[key][wanted]
+        self.leases.append(lease)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), times=st.integers(1, 2))
+    def release(self, data: st.DataObject, times: int) -> None:
+        lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
+        for _ in range(times):
+            lease.release()
+
+    @rule()
+    def restart(self) -> None:
+        self.state.restart()
+        self.leases.clear()
+
+    def recorded(self) -> set[str]:
+        return {digest for versions in self.names.values() for digest in versions.values()}
+
+    @invariant()
+    def the_registry_agrees(self) -> None:
+        assert self.state.registry.check() == ()
+        held = {lease.digest for lease in self.leases}
+        assert self.state.store.digests() == self.recorded() | held
+        for ctx in (MINE, THEIRS):
+            listed = {a.name: (a.version, a.digest) for a in self.state.registry.list(ctx)}
+            expected = {
+                name: (self.current[key], versions[self.current[key]])
+                for key, versions in self.names.items()
+                for tenant, name in [key]
+                if tenant == ctx.id
+            }
+            assert listed == expected
+
+
+Life.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TestLife = Life.TestCase
