@@ -1,0 +1,252 @@
+"""The page in a real browser: choosing adapters, streaming side by side, stopping, failing clearly."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_server import DIGEST, PageServer, serving
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = os.environ.get("WEFT_CHROMIUM") or shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium: install one or name it in WEFT_CHROMIUM"
+)
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """Opens a server's page; at the end no script may have failed, no foreign host been asked."""
+    contexts, failures = [], []
+
+    def open_page(server: PageServer, **options: Any) -> Any:
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: failures.append(str(error)))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((server.url, "data:"))
+                else failures.append(request.url)
+            ),
+        )
+        page.goto(server.url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not failures
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> Path:
+    path = tmp_path / "examples.json"
+    path.write_text(json.dumps([{"prompt": "Where is my order 12?"}, {"prompt": "Hello!"}]))
+    return path
+
+
+def answers(page: Any) -> dict[str, Any]:
+    """The newest round's finished cards by adapter id."""
+    newest = page.locator(".round").first
+    sync_api.expect(newest.locator("[aria-busy=true]")).to_have_count(0)
+    cards = newest.locator(".answer").all()
+    return {card.locator("h3 span").inner_text(): card for card in cards}
+
+
+def say(page: Any, message: str) -> None:
+    page.get_by_label("Message").fill(message)
+    page.get_by_label("Message").press("Enter")
+
+
+def test_every_chosen_adapter_answers_side_by_side(open_page: Open) -> None:
+    with serving(PageServer()) as server:
+        page = open_page(server)
+        say(page, "hello there")
+        cards = answers(page)
+        assert list(cards) == ["tiny@1", "pirate@1", "json@1"]
+        assert cards["pirate@1"].locator(".said").inner_text() == "pirate: hello there"
+        assert cards["pirate@1"].locator("code").inner_text() == DIGEST[:12]
+        assert cards["pirate@1"].locator("code").get_attribute("title") == DIGEST
+        figures = cards["pirate@1"].locator("dl").inner_text()
+        assert "to first token" in figures and "tokens/s" in figures and "3" in figures
+        assert page.get_by_role("status").inner_text() == "3 answers of 3 complete."
+    assert {body["model"] for body in server.asked} == {"tiny", "pirate", "json"}
+    assert all(body["stream"] and body["temperature"] == 0 for body in server.asked)
+
+
+def test_only_the_chosen_adapters_are_asked(open_page: Open) -> None:
+    with serving(PageServer()) as server:
+        page = open_page(server)
+        page.get_by_label("tiny").uncheck()
+        page.get_by_label("json").uncheck()
+        say(page, "hello")
+        assert list(answers(page)) == ["pirate@1"]
+        page.get_by_label("pirate").uncheck()
+        page.get_by_label("Message").fill("hello again")
+        sync_api.expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    assert len(server.asked) == 1
+
+
+def test_no_more_are_chosen_than_a_browser_has_connections(open_page: Open) -> None:
+    many = tuple(f"customer-{number}" for number in range(20))
+    with serving(PageServer(adapters=many)) as server:
+        page = open_page(server)
+        boxes = page.get_by_role("checkbox")
+        assert sum(box.is_checked() for box in boxes.all()) == 6
+        assert page.get_by_label("customer-19").is_disabled()
+        page.get_by_label("tiny").uncheck()
+        page.get_by_label("Filter adapters").fill("mer-19")
+        sync_api.expect(boxes.locator("visible=true")).to_have_count(1)
+        page.get_by_label("customer-19").check()
+        say(page, "hi")
+        assert "customer-19@1" in answers(page)
+
+
+def test_examples_are_offered_and_sent_by_a_click(open_page: Open, examples: Path) -> None:
+    with serving(PageServer(), examples) as server:
+        page = open_page(server)
+        page.get_by_role("button", name="Where is my order 12?").click()
+        assert answers(page)["json@1"].locator(".said").inner_text() == (
+            "json: Where is my order 12?"
+        )
+
+
+def test_without_examples_none_are_shown(open_page: Open) -> None:
+    with serving(PageServer()) as server:
+        page = open_page(server)
+        page.wait_for_load_state("networkidle")
+        assert page.get_by_role("group", name="Examples").is_hidden()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("refuses", "The model does not exist."),
+        ("breaks", "The engine is restarting."),
+        ("ends", "The server ended the stream early."),
+    ],
+)
+def test_a_failure_shows_its_message_and_leaves_the_others_alone(
+    open_page: Open, model: str, message: str
+) -> None:
+    with serving(PageServer(adapters=("pirate", model))) as server:
+        page = open_page(server)
+        say(page, "hello")
+        assert len(answers(page)) == 3
+        assert page.locator(".answer").get_by_role("alert").all_inner_texts() == [message]
+        assert page.get_by_role("status").inner_text() == "2 answers of 3 complete."
+
+
+@pytest.mark.parametrize("way", ["button", "escape"])
+def test_stopping_ends_the_streams_and_keeps_what_was_said(open_page: Open, way: str) -> None:
+    with serving(PageServer(adapters=("hangs",))) as server:
+        page = open_page(server)
+        say(page, "hello")
+        sync_api.expect(page.get_by_text("hangs:")).to_be_visible()
+        if way == "button":
+            page.get_by_role("button", name="Stop").click()
+        else:
+            page.keyboard.press("Escape")
+        stopped = answers(page)["hangs@1"]
+        assert stopped.locator(".said").inner_text() == "hangs:"
+        assert stopped.get_by_role("alert").inner_text() == "Stopped."
+        assert server.abandoned.wait(10)
+        say(page, "again")
+        sync_api.expect(page.locator(".round")).to_have_count(2)
+        page.keyboard.press("Escape")
+        answers(page)
+
+
+def test_a_key_is_asked_for_where_one_is_needed(open_page: Open) -> None:
+    with serving(PageServer(key="secret")) as server:
+        page = open_page(server)
+        sync_api.expect(page.get_by_text("The API key is missing.")).to_be_visible()
+        page.get_by_label("API key").fill("secret")
+        page.get_by_label("API key").press("Enter")
+        sync_api.expect(page.get_by_label("pirate")).to_be_checked()
+        assert page.get_by_text("The API key is missing.").is_hidden()
+
+
+def test_a_server_that_went_away_is_named(open_page: Open) -> None:
+    with serving(PageServer()) as server:
+        page = open_page(server)
+        sync_api.expect(page.get_by_label("pirate")).to_be_checked()
+    say(page, "hello")
+    assert len(answers(page)) == 3
+    texts = page.locator(".answer").get_by_role("alert").all_inner_texts()
+    assert texts == ["The server cannot be reached."] * 3
+
+
+def test_names_and_answers_are_text_never_markup(open_page: Open) -> None:
+    sly = "<img src=x onerror=document.title='owned'>"
+    with serving(PageServer(adapters=(sly,))) as server:
+        page = open_page(server)
+        say(page, "<b>bold</b>")
+        assert answers(page)
+        assert page.locator("main img, main b").count() == 0
+        assert page.title() == "weft"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(open_page: Open, scheme: str) -> None:
+    """WCAG AA asks for a contrast of 4.5 between text and what is behind it."""
+    with serving(PageServer(adapters=("pirate",))) as server:
+        page = open_page(server, color_scheme=scheme)
+        say(page, "hello")
+        answers(page)
+        worst = page.evaluate(CONTRAST)
+    assert worst >= 4.5
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(open_page: Open) -> None:
+    with serving(PageServer(adapters=("a-name-that-goes-on-" * 4,))) as server:
+        page = open_page(server, viewport={"width": 320, "height": 640})
+        say(page, "long" * 60)
+        answers(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+CONTRAST = """() => {
+  const parse = (color) => (color.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((c) => (c /= 255) <= 0.03928
+      ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const ground = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const color = parse(getComputedStyle(at).backgroundColor);
+      if (color.length === 3 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  let worst = 21;
+  for (const node of document.querySelectorAll("main *, header *")) {
+    const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || node.disabled || node.closest(":disabled") || !node.checkVisibility()) continue;
+    const [a, b] = [parse(getComputedStyle(node).color), ground(node)].map(light);
+    worst = Math.min(worst, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return worst;
+}"""
