@@ -64,7 +64,9 @@ def random_adapters(base: Base, count: int, rank: int) -> list[Path]:
 
 def adapter_bytes(base: Base, rank: int, bytes_each: int) -> int:
     """What one adapter's pairs take at `bytes_each` per value."""
-    return sum(rank * sum(shape) for shape in _linears(_skeleton(base.folder)).values()) * bytes_each
+    return (
+        sum(rank * sum(shape) for shape in _linears(_skeleton(base.folder)).values()) * bytes_each
+    )
 
 
 def prompts(base: Base, count: int, length: int) -> list[tuple[int, ...]]:
@@ -77,7 +79,9 @@ def prompts(base: Base, count: int, length: int) -> list[tuple[int, ...]]:
 
 def _skeleton(folder: Path) -> PreTrainedModel:
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder)
+        )
     return model
 
 
@@ -101,9 +105,7 @@ def _step_bytes(folder: Path) -> int:
     return total * 2
 
 
-def _write_adapter(
-    folder: Path, linears: dict[str, tuple[int, int]], rank: int, seed: int
-) -> None:
+def _write_adapter(folder: Path, linears: dict[str, tuple[int, int]], rank: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (inputs, outputs) in linears.items():
