@@ -22,10 +22,12 @@ class Timing:
 
     @property
     def first_token(self) -> float:
+        """Seconds until the first token."""
         return self.arrivals[0]
 
     @property
     def gaps(self) -> list[float]:
+        """Seconds between tokens."""
         return [later - earlier for earlier, later in itertools.pairwise(self.arrivals)]
 
 
@@ -38,6 +40,7 @@ class Run:
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens of all requests over the whole run."""
         return sum(len(timing.arrivals) for timing in self.timings) / self.seconds
 
 

@@ -210,7 +210,8 @@ class EngineClient:
 
     async def _call(self, command: Load | Unload | Pin | Prefetch) -> LoadReport | None:
         self._send(command)
-        future = self._calls[command.id] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[LoadReport | None] = asyncio.get_running_loop().create_future()
+        self._calls[command.id] = future
         try:
             return await future
         finally:
@@ -218,7 +219,7 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         pause = 0.5
-        while not self._closing:
+        while True:
             failure = await self._serve_one()
             self._fail_pending()
             if self._started is not None and not self._started.done():
