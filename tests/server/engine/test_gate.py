@@ -1,0 +1,197 @@
+"""Which adapters are on the device when more are wanted than fit."""
+
+from itertools import pairwise
+
+import pytest
+from fake_residency import FakeResidency
+from scheduling import World, limits, request
+
+PATIENCE = 1.0
+STEP = 0.02
+SLACK = 0.1  # loads and the steps around them
+
+
+class Load:
+    """Keeps each of some adapters busy: two requests always live, ended ones replaced at once."""
+
+    def __init__(self, world: World, digests: list[str]) -> None:
+        self.world = world
+        self.digests = digests
+        self.number = 0
+        self.served: dict[str, list[float]] = {digest: [] for digest in digests}
+
+    def step(self) -> None:
+        for digest in self.digests:
+            for _ in range(2 - self.world.scheduler.adapters.get(digest, 0)):
+                self.number += 1
+                self.world.scheduler.add(
+                    request(f"{digest}-{self.number}", 6, max_tokens=8, adapter=digest)
+                )
+        for item in self.world.step(STEP).items:
+            if item.seq.adapter in self.served:
+                self.served[item.seq.adapter].append(self.world.clock.now)
+
+    def run(self, seconds: float) -> None:
+        """Steps for that long."""
+        end = self.world.clock.now + seconds
+        while self.world.clock.now < end:
+            self.step()
+
+    def longest_wait(self, digest: str, since: float = 0.0) -> float:
+        times = [since, *self.served[digest], self.world.clock.now]
+        return max(later - earlier for earlier, later in pairwise(times))
+
+
+def world_of(slots: int, sizes: dict[str, int], capacity: int | None = None) -> World:
+    residency = FakeResidency(capacity or 10 * slots, slots, sizes)
+    return World(limits(patience=PATIENCE, max_num_seqs=16), residency)
+
+
+def equal(count: int) -> dict[str, int]:
+    return {f"a{i}": 10 for i in range(count)}
+
+
+def steps_to_answer(world: World, name: str) -> int:
+    for steps in range(1, 100):
+        world.step()
+        if (name, 0) in world.ended:
+            return steps
+    raise AssertionError("no answer")
+
+
+def test_an_adapter_that_stays_is_not_loaded_again() -> None:
+    world = world_of(2, equal(2))
+    for number in range(6):
+        world.scheduler.add(request(f"r{number}", adapter=f"a{number % 2}"))
+        world.run()
+    assert world.residency.loads == 2
+
+
+def test_a_resident_adapter_is_served_at_once_however_many_others_wait() -> None:
+    world = world_of(2, equal(60))
+    world.scheduler.add(request("warm", adapter="a0", max_tokens=1))
+    world.run()
+    world.residency.acquire("a0")
+    for number in range(1, 60):
+        world.scheduler.add(request(f"cold-{number}", adapter=f"a{number}", max_tokens=90))
+    world.step()
+    world.scheduler.add(request("again", adapter="a0", max_tokens=1))
+    assert steps_to_answer(world, "again") == 1
+
+
+def test_an_idle_adapter_gives_way_without_any_wait() -> None:
+    world = world_of(1, equal(2))
+    world.scheduler.add(request("first", adapter="a0", max_tokens=1))
+    world.run()
+    world.scheduler.add(request("second", adapter="a1", max_tokens=1))
+    assert steps_to_answer(world, "second") <= 4
+
+
+def test_a_third_adapter_gets_in_while_two_are_hot_without_end() -> None:
+    world = world_of(2, equal(3))
+    load = Load(world, ["a0", "a1"])
+    load.run(3 * PATIENCE)
+    asked = world.clock.now
+    world.scheduler.add(request("cold", adapter="a2", max_tokens=1))
+    while ("cold", 0) not in world.ended:
+        load.step()
+    assert world.clock.now - asked <= PATIENCE + SLACK
+    load.run(PATIENCE)
+    assert all(load.longest_wait(digest) <= 2 * PATIENCE + SLACK for digest in load.digests)
+
+
+@pytest.mark.parametrize(("slots", "wanted"), [(1, 2), (2, 6), (3, 7)])
+def test_all_have_their_turn_and_none_is_loaded_only_to_leave(slots: int, wanted: int) -> None:
+    world = world_of(slots, equal(wanted))
+    load = Load(world, list(equal(wanted)))
+    load.run(30 * PATIENCE)
+    turns = -(-wanted // slots)
+    for digest in load.digests:
+        assert load.longest_wait(digest) <= (turns + 1) * (PATIENCE + SLACK)
+    assert world.residency.loads <= slots * (world.clock.now / PATIENCE + 1)
+
+
+def test_many_small_adapters_do_not_starve_a_large_one() -> None:
+    small = [f"small{i}" for i in range(8)]
+    world = world_of(8, dict.fromkeys(small, 10) | {"large": 40}, capacity=40)
+    load = Load(world, small)
+    load.run(3 * PATIENCE)
+    asked = world.clock.now
+    world.scheduler.add(request("large", adapter="large", max_tokens=1))
+    while ("large", 0) not in world.ended:
+        load.step()
+    assert world.clock.now - asked <= 2 * PATIENCE + SLACK
+
+
+def test_drained_sequences_go_on_where_they_were() -> None:
+    world = world_of(1, equal(2))
+    world.scheduler.add(request("long", 8, max_tokens=100, adapter="a0"))
+    for _ in range(30):
+        world.step(0.1 * PATIENCE)
+    assert world.scheduler.running == 1
+    world.scheduler.add(request("other", 8, max_tokens=100, adapter="a1"))
+    while world.scheduler.adapters:
+        world.step(0.1 * PATIENCE)
+    assert world.scheduler.preemptions >= 2
+    assert world.tokens["long", 0] == world.tokens["other", 0] == list(range(8, 108))
+
+
+def test_who_was_drained_goes_on_even_if_the_one_that_waited_is_aborted() -> None:
+    world = world_of(1, equal(2))
+    world.scheduler.add(request("long", 8, max_tokens=100, adapter="a0"))
+    for _ in range(15):
+        world.step(0.1 * PATIENCE)
+    world.scheduler.add(request("other", adapter="a1"))
+    while world.scheduler.running:
+        world.step(0.1 * PATIENCE)
+    world.scheduler.abort("other")
+    world.run()
+    assert world.tokens["long", 0] == list(range(8, 108))
+
+
+def test_a_drained_adapter_does_not_slip_back_in_before_its_room_is_taken() -> None:
+    world = World(limits(), FakeResidency(20, 2, equal(4), install_steps=10))
+    for number in range(2):
+        world.scheduler.add(request(f"long-{number}", max_tokens=90, adapter=f"a{number}"))
+    while world.scheduler.running < 2:
+        world.step(0.01)
+    world.clock.now += PATIENCE
+    for number in range(2, 4):
+        world.scheduler.add(request(f"cold-{number}", max_tokens=90, adapter=f"a{number}"))
+    world.step()
+    world.clock.now += PATIENCE
+    while not {"a2", "a3"} <= {item.seq.adapter for item in world.step().items}:
+        pass
+    assert world.scheduler.preemptions == 2
+
+
+def test_a_pinned_adapter_is_never_drained() -> None:
+    world = world_of(2, equal(3))
+    world.residency.pool.pin("a0")
+    load = Load(world, ["a0", "a1", "a2"])
+    load.run(20 * PATIENCE)
+    assert load.longest_wait("a0") <= PATIENCE
+    assert all(load.longest_wait(d) <= 3 * (PATIENCE + SLACK) for d in ("a1", "a2"))
+
+
+def test_a_version_that_someone_else_refers_to_is_waited_for() -> None:
+    world = world_of(1, equal(2))
+    world.scheduler.add(request("first", adapter="a0", max_tokens=1))
+    world.run()
+    elsewhere = world.residency.acquire("a0")
+    world.scheduler.add(request("second", adapter="a1", max_tokens=1))
+    for _ in range(5):
+        world.step(PATIENCE)
+    assert world.ended.keys() == {("first", 0)}
+    world.residency.release(elsewhere)
+    assert steps_to_answer(world, "second") <= 4
+
+
+def test_live_sequences_are_counted_by_adapter() -> None:
+    world = world_of(2, equal(2))
+    world.scheduler.add(request("r", adapter="a0", n=2))
+    world.scheduler.add(request("s", adapter="a1"))
+    world.scheduler.add(request("base"))
+    assert world.scheduler.adapters == {"a0": 2, "a1": 1}
+    world.run()
+    assert world.scheduler.adapters == {}

@@ -1,0 +1,112 @@
+"""What may be shared, and what must never be."""
+
+from dataclasses import replace
+from itertools import combinations
+
+from scheduling import ROOT, request
+
+from weft.server.engine.messages import Generate
+from weft.server.engine.pages import PagePool
+from weft.server.engine.prefix_cache import PrefixCache, PrefixRoot
+from weft.server.engine.sequence import Sequence
+
+PROMPT = tuple(range(1, 13))  # three pages of 4
+
+
+def sequence(asked: Generate) -> Sequence:
+    return Sequence(asked, 0, 0, list(asked.prompt))
+
+
+class Cache:
+    """A prefix cache with one finished sequence in it."""
+
+    def __init__(self, root: PrefixRoot | None = ROOT) -> None:
+        self.pool = PagePool(32)
+        self.prefixes = PrefixCache(self.pool, 4, root)
+
+    def compute(self, asked: Generate) -> list[int]:
+        """Computes a whole prompt and publishes it."""
+        seq = sequence(asked)
+        seq.pages = self.pool.take(-(-len(seq.tokens) // 4))
+        seq.computed = len(seq.tokens)
+        self.prefixes.publish(seq)
+        return seq.pages
+
+    def find(self, asked: Generate) -> list[int]:
+        return self.prefixes.find(sequence(asked))
+
+
+def test_the_longest_common_prefix_in_full_pages_is_found() -> None:
+    cache = Cache()
+    pages = cache.compute(request("a", PROMPT))
+    assert cache.find(request("b", (*PROMPT, 99))) == pages
+    assert cache.find(request("c", (*PROMPT[:10], 99, 99, 99))) == pages[:2]
+    assert cache.find(request("d", (99, *PROMPT))) == []
+
+
+def test_at_least_one_token_is_left_to_compute() -> None:
+    cache = Cache()
+    pages = cache.compute(request("a", PROMPT))
+    assert cache.find(request("b", PROMPT)) == pages[:2]
+
+
+def test_an_equal_page_after_another_prefix_is_another_page() -> None:
+    cache = Cache()
+    cache.compute(request("a", PROMPT))
+    assert cache.find(request("b", (7, 7, 7, 7, *PROMPT[4:], 99))) == []
+
+
+def test_nothing_is_shared_between_tenants_adapters_or_with_the_base() -> None:
+    cache = Cache()
+    askers = [
+        request("a", PROMPT, tenant="one"),
+        request("b", PROMPT, tenant="two"),
+        request("c", PROMPT, tenant="one", adapter="v1"),
+        request("d", PROMPT, tenant="one", adapter="v2"),
+    ]
+    for asked in askers:
+        assert cache.find(asked) == []
+        cache.compute(asked)
+        assert len(cache.find(asked)) == 2
+
+
+def test_a_rollback_finds_its_pages_again() -> None:
+    cache = Cache()
+    pages = cache.compute(request("a", PROMPT, adapter="v1"))
+    cache.compute(request("b", PROMPT, adapter="v2"))
+    assert cache.find(request("c", PROMPT, adapter="v1")) == pages[:2]
+
+
+def test_each_part_of_the_root_changes_the_key() -> None:
+    roots = [
+        ROOT,
+        replace(ROOT, secret=b"other"),
+        replace(ROOT, base_digest="other"),
+        replace(ROOT, kv_dtype="bfloat16"),
+    ]
+    keys = [root.key("tenant", "adapter") for root in roots]
+    keys += [ROOT.key("other", "adapter"), ROOT.key("tenant", "other"), ROOT.key("tenant", None)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_no_two_splits_of_the_same_characters_give_the_same_key() -> None:
+    for one, two in combinations(["", "a", "ab", "abc"], 2):
+        assert ROOT.key(one, "abc"[len(one) :]) != ROOT.key(two, "abc"[len(two) :])
+
+
+def test_log_probabilities_of_the_prompt_are_computed_with_it() -> None:
+    cache = Cache()
+    cache.compute(request("a", PROMPT))
+    seq = sequence(request("b", PROMPT, prompt_logprobs=0))
+    assert cache.prefixes.find(seq) == []
+    seq.tokens.append(5)
+    assert len(cache.prefixes.find(seq)) == 3
+
+
+def test_without_a_root_nothing_is_kept() -> None:
+    cache = Cache(root=None)
+    pages = cache.compute(request("a", PROMPT))
+    assert not cache.prefixes.enabled
+    assert cache.find(request("b", PROMPT)) == []
+    cache.pool.release(pages)
+    assert cache.pool.cached == 0

@@ -1,0 +1,189 @@
+"""A scheduler's world without tensors: a clock, a residency, and a model that checks what it reads.
+
+The model writes into each KV cell what a real one's KV depends on: tenant, adapter and every token
+up to that position. Whatever a row attends to must be there.
+"""
+
+from collections.abc import Callable, Iterable
+from random import Random
+
+from fake_residency import FakeResidency
+
+from weft.adapters.tenancy import TenantContext
+from weft.server.engine.messages import Generate, Sampling
+from weft.server.engine.prefix_cache import PrefixRoot
+from weft.server.engine.scheduler import Limits, Scheduler
+from weft.server.engine.sequence import Finish, Sequence
+from weft.server.engine.step_plan import Scheduled, StepPlan
+
+EOS = 0
+ROOT = PrefixRoot(secret=b"secret", base_digest="base", kv_dtype="float32")
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def request(
+    name: str,
+    prompt: int | Iterable[int] = 4,
+    max_tokens: int = 4,
+    *,
+    tenant: str = "tenant",
+    weight: float = 1.0,
+    adapter: str | None = None,
+    n: int = 1,
+    **sampling: object,
+) -> Generate:
+    """A request; a number as `prompt` stands for that many tokens of this request's own."""
+    if isinstance(prompt, int):
+        prompt = Random(name).choices(range(1, 1000), k=prompt)
+    return Generate(
+        id=name,
+        tenant=TenantContext(tenant, weight),
+        prompt=tuple(prompt),
+        sampling=Sampling(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
+        adapter=adapter,
+        n=n,
+    )
+
+
+def limits(**changes: object) -> Limits:
+    """A tiny engine: 64 pages of 4 tokens."""
+    tiny: dict[str, object] = {
+        "num_pages": 65,
+        "page_size": 4,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 16,
+        "max_model_len": 128,
+        "eos_token_ids": frozenset({EOS}),
+        "patience": 1.0,
+    }
+    return Limits(**(tiny | changes))  # type: ignore[arg-type]
+
+
+def never_eos(seq: Sequence) -> int:
+    """A model whose every answer goes on: its next token is the number of tokens so far."""
+    return len(seq.tokens)
+
+
+class World:
+    """Steps a scheduler and asserts, in each step, all that must hold.
+
+    ended: how each child (request id, index) ended   trace: what each step computed
+    """
+
+    def __init__(
+        self,
+        config: Limits | None = None,
+        residency: FakeResidency | None = None,
+        *,
+        root: PrefixRoot | None = ROOT,
+        next_token: Callable[[Sequence], int] = never_eos,
+    ) -> None:
+        self.clock = Clock()
+        self.residency = residency or FakeResidency(0, 0, {})
+        self.scheduler = Scheduler(config or limits(), self.residency, root, self.clock)
+        self.ended: dict[tuple[str, int], Finish] = {}
+        self.tokens: dict[tuple[str, int], list[int]] = {}
+        self.cached: dict[tuple[str, int], int] = {}
+        self.trace: list[tuple[tuple[str, int, int, int], ...]] = []
+        self._next_token = next_token
+        self._cells: dict[tuple[int, int], int] = {}
+        self._prefixes: dict[Sequence, list[int]] = {}
+
+    def step(self, seconds: float = 0.01) -> StepPlan:
+        """One step of the engine."""
+        self.clock.now += seconds
+        self.residency.pump()
+        plan = self.scheduler.plan()
+        self._check_plan(plan)
+        self._compute(plan)
+        self.scheduler.commit(plan, [self._next_token(item.seq) for item in plan.sampling])
+        self.trace.append(
+            tuple((i.seq.request.id, i.seq.index, i.start, i.count) for i in plan.items)
+        )
+        self.settle()
+        return plan
+
+    def settle(self) -> None:
+        """Takes in what ended, each child once, and checks the invariants."""
+        for seq in self.scheduler.take_ended():
+            child = seq.request.id, seq.index
+            assert child not in self.ended, f"{child} ended twice"
+            assert seq.finish is not None
+            self.ended[child] = seq.finish
+            self.tokens[child] = seq.tokens[seq.prompt_len :]
+            self.cached[child] = seq.cached_tokens
+            self._prefixes.pop(seq, None)
+        assert self.scheduler.check() == ()
+        assert self.residency.pool.check() == ()
+
+    def run(self, max_steps: int = 1000) -> int:
+        """Steps until nothing lives; returns how many steps it took."""
+        self.settle()
+        for steps in range(max_steps):
+            if not self.scheduler.running + self.scheduler.waiting:
+                self._check_rest()
+                return steps
+            self.step()
+        raise AssertionError(f"not done after {max_steps} steps")
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        config = self.scheduler.limits
+        slots = [item.slot for item in plan.items]
+        assert slots == sorted(slots)
+        assert len({item.seq for item in plan.items}) == len(plan.items) <= config.max_num_seqs
+        assert plan.rows <= config.max_num_batched_tokens
+        for item in plan.items:
+            seq = item.seq
+            assert item.count > 0
+            assert item.start == seq.computed
+            assert item.samples == (
+                item.start + item.count == len(seq.tokens) and seq.sampling.max_tokens > 0
+            )
+            computed_with = seq.slot and self.residency.computes(seq.slot)
+            assert computed_with == seq.adapter
+
+    def _compute(self, plan: StepPlan) -> None:
+        for item in plan.items:
+            self._write(item)
+        for item in plan.items:
+            self._read(item)
+
+    def _write(self, item: Scheduled) -> None:
+        prefix = self._prefix(item.seq)
+        for position in range(item.start, item.start + item.count):
+            self._cells[self._cell(item.seq, position)] = prefix[position]
+
+    def _read(self, item: Scheduled) -> None:
+        prefix = self._prefix(item.seq)
+        for position in range(item.start + item.count):
+            assert self._cells[self._cell(item.seq, position)] == prefix[position]
+
+    def _cell(self, seq: Sequence, position: int) -> tuple[int, int]:
+        page, offset = divmod(position, self.scheduler.limits.page_size)
+        assert seq.pages[page] > 0
+        return seq.pages[page], offset
+
+    def _prefix(self, seq: Sequence) -> list[int]:
+        """For each position: a digest of all that its KV depends on."""
+        prefix = self._prefixes.setdefault(seq, [])
+        for token in seq.tokens[len(prefix) :]:
+            before = prefix[-1] if prefix else hash((seq.tenant.id, seq.adapter))
+            prefix.append(hash((before, token)))
+        return prefix
+
+    def _check_rest(self) -> None:
+        """Nothing is held where nothing lives."""
+        pool = self.scheduler.tables.pool
+        assert pool.referenced == {}
+        assert pool.free + pool.cached == pool.total
+        assert self.scheduler.adapters == {}
+        assert all(self.residency.pool.refs(d) == 0 for d in self.residency.pool.digests)
