@@ -33,8 +33,8 @@ class Outbox:
             if choice.error is None:
                 self._events.append(self._tokens(seq, choice))
         for seq in ended:
-            choice = sampled.get(seq)
-            if choice is None or choice.error is not None:
+            last = sampled.get(seq)
+            if last is None or last.error is not None:
                 self._events.append(self._tokens(seq, None))
             self._prompts.pop(seq, None)
 
@@ -47,9 +47,9 @@ class Outbox:
             logprobs=(choice.logprobs,) if choice and choice.logprobs else (),
             prompt_logprobs=self._take_prompt(seq),
             cached_tokens=seq.cached_tokens,
-            finish=finish and finish.reason,
-            stop_token=finish and finish.stop_token,
-            error=finish and finish.error,
+            finish=finish.reason if finish else None,
+            stop_token=finish.stop_token if finish else None,
+            error=finish.error if finish else None,
         )
 
     def _take_prompt(self, seq: Sequence) -> tuple[TokenLogprobs | None, ...] | None:
