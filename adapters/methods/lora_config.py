@@ -13,8 +13,6 @@ from weft.adapters.strict_json import Json
 T = TypeVar("T")
 Init = Literal["plain", "pissa", "olora"]
 
-_WHOLE_TAIL = r"(.*\.)?({})$"
-
 _CONVERT = (
     "convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...) writes an "
     "adapter that needs no changed base"
@@ -135,11 +133,10 @@ def _init(fields: Fields) -> Init:
 
 
 def _first_match(patterns: Mapping[str, T], default: T, field: str) -> Callable[[str], T]:
-    matcher = Patterns(field)
-    compiled = [(matcher.compile(key, _WHOLE_TAIL), value) for key, value in patterns.items()]
+    compiler = Patterns(field)
+    tests = [(compiler.tail_test(key), value) for key, value in patterns.items()]
 
     def value_of(name: str) -> T:
-        matching = (value for pattern, value in compiled if matcher.match(pattern, name))
-        return next(matching, default)
+        return next((value for matches, value in tests if matches(name)), default)
 
     return value_of

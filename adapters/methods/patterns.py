@@ -1,7 +1,9 @@
 """Regular expressions out of an upload: what `re` accepts, matched within a bounded time."""
 
 import re
-from time import monotonic
+from collections.abc import Callable
+from functools import partial
+from time import thread_time
 
 import regex
 
@@ -9,6 +11,7 @@ from weft.adapters.methods.fields import invalid
 
 _MAX_LENGTH = 4096
 _SECONDS = 1.0
+_LITERAL = re.compile(r"[A-Za-z0-9_.]+")
 
 
 class Patterns:
@@ -33,15 +36,32 @@ class Patterns:
         except (re.error, regex.error, RecursionError, OverflowError):
             raise invalid(self._field, "is not a valid regular expression") from None
 
+    def tail_test(self, key: str) -> Callable[[str], bool]:
+        r"""Whether whole last parts of a name match `key`: `re.match(rf"(.*\.)?({key})$", name)`.
+
+        Keys without an operator but the dot, of which there may be one for each module, are fast.
+        """
+        if _LITERAL.fullmatch(key):
+            return partial(_ends_in, key)
+        pattern = self.compile(key, r"(.*\.)?({})$")
+        return lambda name: self.match(pattern, name) is not None
+
     def match(
         self, pattern: "regex.Pattern[str]", name: str, *, whole: bool = False
     ) -> "regex.Match[str] | None":
         """Matches at the start of `name`, or all of it; raises AdapterInvalid at budget's end."""
-        started = monotonic()
+        started = thread_time()
         match = pattern.fullmatch if whole else pattern.match
         try:
             found = match(name, timeout=max(self._left, 1e-6), concurrent=True)
         except TimeoutError:
             raise invalid(self._field, "its patterns take too long to match") from None
-        self._left -= monotonic() - started
+        self._left -= thread_time() - started
         return found
+
+
+def _ends_in(key: str, name: str) -> bool:
+    before = len(name) - len(key)
+    if before < 0 or (before > 0 and name[before - 1] != "."):
+        return False
+    return all(wanted in (".", found) for wanted, found in zip(key, name[before:], strict=True))

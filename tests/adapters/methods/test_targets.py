@@ -86,6 +86,11 @@ KEYS = [
     r"(q|v)_proj",
     r"model.layers.1.mlp.up_proj",
     r"layers\.\d+\.mlp\.(up|down)_proj",
+    "q.proj",
+    "odel.layers.0.self_attn.k_proj",
+    "model_layers.0.mlp.gate_proj",
+    "self_attn",
+    "",
 ]
 
 
@@ -110,7 +115,7 @@ def test_the_same_ranks_and_scalings_as_peft(keys: list[str], rslora: bool, alph
         assert strength.scaling == pytest.approx(expected / (rank**0.5 if rslora else rank))
 
 
-@pytest.mark.parametrize("pattern", ["(", "*", "(" * 3000, "a{3,1}", "x" * 5000, r"\p{Lu}"])
+@pytest.mark.parametrize("pattern", ["(", "*", "(" * 3000, "a{3,1}", "x*" * 2500, r"\p{Lu}"])
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
 def test_a_pattern_that_is_not_one(field: str, pattern: str) -> None:
     value = {pattern: 4} if field == "rank_pattern" else pattern
