@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-import msgspec
+import orjson
+from msgspec import structs
 
 from weft.adapters.catalogue import Version
 from weft.adapters.errors import UnknownAdapter, VersionConflict
@@ -106,7 +107,7 @@ class Library:
                     tenant,
                     name,
                     upload,
-                    msgspec.json.encode(report).decode(),
+                    orjson.dumps(structs.asdict(report)).decode(),
                     expected,
                 )
             finally:

@@ -14,7 +14,7 @@ from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError, ErrorCode
 
 DEFAULT_TENANT = TenantContext("default")
-TenantId = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+TenantId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 _BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
 
 
@@ -25,7 +25,7 @@ class TenantsInvalid(ValueError):
 class _Tenant(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    key_sha256: list[Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]]
+    key_sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
     weight: float = Field(1.0, gt=0, le=1000)
 
 

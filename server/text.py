@@ -66,12 +66,10 @@ class Text:
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
-        except TemplateError as error:
+        except Exception as error:
             # Only what a template raises on purpose is meant for the one who wrote the messages.
-            meant = type(error) is TemplateError and error.message
+            meant = error.message if type(error) is TemplateError else None
             raise ChatTemplateError(meant or "the model's chat template refuses them") from error
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise ChatTemplateError("the model's chat template refuses them") from error
         return self.encode(rendered, add_special_tokens=False)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-import msgspec
+import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
+from msgspec import structs
 from pydantic import Field
 
 from weft.adapters.checkpoint import MAX_CONFIG_BYTES
@@ -14,7 +15,6 @@ from weft.server.api.body import RequestBody, parse, read_json_bytes
 from weft.server.api.json_response import json_response
 from weft.server.api.sources import allowed_folder, fetched_folder
 from weft.server.api.upload import received
-from weft.server.engine.messages import LoadReport
 from weft.server.errors import ApiError, ErrorCode, invalid
 from weft.server.library import Installed
 from weft.server.services import Services, services_of
@@ -47,7 +47,7 @@ changing = APIRouter(prefix="/v1/adapters", dependencies=[Depends(changes_allowe
 def describe(services: Services, tenant: TenantContext, adapter: Adapter) -> Json:
     """What a client sees of an adapter."""
     state = services.metrics.states().get(adapter.digest)
-    report = msgspec.json.decode(adapter.report, type=LoadReport)
+    report = orjson.loads(adapter.report)
     loading = services.library.loading(tenant, adapter.name)
     return {
         "object": "adapter",
@@ -58,15 +58,15 @@ def describe(services: Services, tenant: TenantContext, adapter: Adapter) -> Jso
         "state": "loading" if loading else "failed" if adapter.failed else "ready",
         "reason": adapter.failed,
         "tier": state.tier if state else "disk",
-        "method": report.method,
-        "rank": report.rank,
-        "bytes": report.bytes,
+        "method": report["method"],
+        "rank": report["rank"],
+        "bytes": report["bytes"],
         "file_bytes": adapter.bytes,
         "pinned": adapter.pinned,
         "refs": adapter.leases,
         "aliases": [],
         "versions": adapter.versions,
-        "warnings": report.warnings,
+        "warnings": report["warnings"],
         "created": int(adapter.created),
         "last_used": adapter.last_used and int(adapter.last_used),
     }
@@ -107,7 +107,7 @@ async def put_adapter(request: Request, name: str, dry_run: bool = False) -> Res
     services, tenant = services_of(request), request.state.tenant
     services.library.check_name(name)
     installed = await _install(request, services, name, dry_run)
-    report = msgspec.to_builtins(installed.report)
+    report = structs.asdict(installed.report)
     if installed.version is None:
         return json_response({"object": "adapter", "name": name, "dry_run": True, "report": report})
     return _shown(services, tenant, name, report=report)

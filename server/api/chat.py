@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag
 
 from weft.server.api.answer import Answer, Json, Writer
 from weft.server.api.body import RequestBody, describes, json_body
@@ -80,17 +79,11 @@ class ChatCompletionRequest(GenerationFields):
     verbosity: Absent = None
     web_search_options: Absent = None
 
-    @model_validator(mode="after")
-    def _agrees(self) -> "ChatCompletionRequest":
-        if None not in (self.max_tokens, self.max_completion_tokens):
-            raise PydanticCustomError(
-                "max_tokens", "give max_completion_tokens or max_tokens, not both"
-            )
-        return self
-
     @property
     def answer_tokens(self) -> int | None:
-        """The longest answer asked for."""
+        """The longest answer asked for; raises ApiError where it was asked for twice."""
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise invalid("max_tokens", "is the same as max_completion_tokens; give one of them")
         return self.max_completion_tokens or self.max_tokens
 
 

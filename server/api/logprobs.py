@@ -36,13 +36,15 @@ def text_logprobs(
     return {
         "text_offset": list(offsets),
         "token_logprobs": [entry and max(entry.logprob, _LOWEST) for entry in logprobs],
-        "tokens": [_shown(token, token_bytes) for token in tokens],
-        "top_logprobs": [
-            entry
-            and {_shown(token, token_bytes): max(value, _LOWEST) for token, value in entry.top}
-            for entry in logprobs
-        ],
+        "tokens": [_written(token, token_bytes) for token in tokens],
+        "top_logprobs": [entry and _top(entry, token_bytes) for entry in logprobs],
     }
+
+
+def _top(entry: TokenLogprobs, token_bytes: TokenBytes) -> dict[str, float]:
+    """The likeliest tokens and, wherever it ranks, the chosen one."""
+    ranked = (*entry.top, (entry.token, entry.logprob))
+    return {_written(token, token_bytes): max(value, _LOWEST) for token, value in ranked}
 
 
 def _entry(token: int, logprob: float, token_bytes: TokenBytes) -> dict[str, Any]:
@@ -54,5 +56,10 @@ def _entry(token: int, logprob: float, token_bytes: TokenBytes) -> dict[str, Any
     }
 
 
-def _shown(token: int, token_bytes: TokenBytes) -> str:
-    return token_bytes.shown(token).decode(errors="replace")
+def _written(token: int, token_bytes: TokenBytes) -> str:
+    """A token as a key: parts of characters stay apart from each other, in OpenAI's notation."""
+    shown = token_bytes.shown(token)
+    try:
+        return shown.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in shown)

@@ -5,16 +5,19 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from weft.adapters.checkpoint import CONFIG_NAME
 from weft.adapters.header import WEIGHTS_NAME
 from weft.server.api.body import SILENCE_SECONDS
 from weft.server.errors import ApiError, ErrorCode, invalid
+
+if TYPE_CHECKING:  # the library has this name for type checkers only
+    from python_multipart.multipart import MultipartCallbacks
 
 _WRITE_BYTES = 1 << 20
 
@@ -38,7 +41,7 @@ class _Parts:
         self._ended = False
 
     @property
-    def callbacks(self) -> MultipartCallbacks:
+    def callbacks(self) -> "MultipartCallbacks":
         """What the parser calls."""
         return {
             "on_part_begin": self._begin,
