@@ -122,6 +122,7 @@ def _options(
         sinks=kwargs.pop("s_aux", None),
     )
     for key, value in kwargs.items():
-        if key not in _WITHOUT_EFFECT and value is not None and value is not False and value != 0.0:
+        off = not isinstance(value, Tensor) and not value
+        if key not in _WITHOUT_EFFECT and not off:
             raise ModelUnsupported(f"{name} passes {key!r}, which paged attention does not know")
     return options

@@ -24,7 +24,7 @@ from weft.server.engine.forward import Forward
 from weft.server.engine.kv_memory import GIB, KVLayout, choose_size
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
-from weft.server.engine.self_test import SelfTest, check_model, eager_logits
+from weft.server.engine.self_test import Reference, SelfTest, check_model
 from weft.server.engine.step_plan import StepPlan
 from weft.server.engine.weights import Progress
 
@@ -141,17 +141,22 @@ def _assemble(
     layout = KVLayout(spec, wanted.page_size, source.dtype, source.device)
     longest = _context_length(wanted, source.config)
     vocabulary = source.config.get_text_config().vocab_size
-    test = SelfTest.design(spec.longest_window, longest, vocabulary)
+    test = SelfTest.design(
+        window=spec.longest_window,
+        max_model_len=longest,
+        vocabulary=vocabulary,
+        page_size=wanted.page_size,
+    )
     progress("self-test", 0, 2)
-    expected = eager_logits(model, test, wanted.page_size)
+    reference = Reference.of(model, test)
     progress("self-test", 1, 2)
     base = BaseModules.of(model, spec.refused)
     with _memory("the adapters: lower --adapter-memory"):
         arena, tables = _arena(wanted, base, source)
     adapted, attention = adapt(model, tables), AttentionStep()
     forward = Forward(model, attention, adapted.state, wanted.page_size)
-    layout.allocate(probe.pages_for(test.prompts, wanted.page_size), attention)
-    check_model(forward, test, expected, page_size=wanted.page_size, dtype=source.dtype)
+    layout.allocate(test.pages, attention)
+    check_model(forward, test, reference)
     progress("self-test", 2, 2)
     budget = _token_budget(wanted, longest, source.device)
     with _memory("the KV cache: lower --kv-cache-memory or --max-num-batched-tokens"):
