@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weft.kernels.low_rank.table import LowRankTable
+from weft.kernels.low_rank.table import ALIGNMENT_BYTES, LowRankTable
 from weft.kernels.segments import Segments
 
 Popularity = Literal["distinct", "uniform", "skewed", "identical"]
@@ -90,21 +90,26 @@ def _table(
     dtype: torch.dtype,
     device: str,
 ) -> LowRankTable:
-    width, gap = in_features + out_features, 8
-    arena = torch.full((sum(ranks) * width + 2 * gap * len(ranks),), torch.nan)
-    table = LowRankTable(arena.to(device, dtype), len(ranks), in_features, out_features)
+    gap = ALIGNMENT_BYTES
+    sizes = [rank * (in_features + out_features) + 4 * gap for rank in ranks]
+    arena = torch.full((sum(sizes),), torch.nan).to(device, dtype)
+    table = LowRankTable(arena, len(ranks), in_features, out_features)
     offset = 0
     for slot in torch.randperm(len(ranks), generator=random).tolist():
         rank = ranks[slot]
         if rank == 0:
             continue
-        offset_b = offset + rank * in_features + gap
+        offset_b = _after(offset + rank * in_features, gap)
         table.set(slot, offset, offset_b, rank)
-        offset = offset_b + rank * out_features + gap
+        offset = _after(offset_b + rank * out_features, gap)
         a, b = _filled(table, slot)
         a.copy_(torch.randn(a.shape, generator=random) * in_features**-0.5)
         b.copy_(torch.randn(b.shape, generator=random) * rank**-0.5)
     return table
+
+
+def _after(offset: int, gap: int) -> int:
+    return offset + gap + -offset % gap
 
 
 def _filled(table: LowRankTable, slot: int) -> tuple[Tensor, Tensor]:

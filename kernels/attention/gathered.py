@@ -101,7 +101,7 @@ def _reads(
     ]
     for sequence in sequences:
         if sequence.queries > 1:
-            keys = _slots(batch, [sequence])[0].flatten()
+            keys = _slots(batch, [sequence]).flatten()
             reads.append(Chunk(sequence.row, sequence.row + sequence.queries, keys))
     return reads
 
@@ -123,29 +123,26 @@ def _grouped(decodes: list[_Sequence], tokens: int) -> Iterator[list[_Sequence]]
 
 
 def _bucket(batch: PagedBatch, group: list[_Sequence], dtype: torch.dtype) -> Bucket:
-    slots, padding = _slots(batch, group)
-    rows = torch.tensor([sequence.row for sequence in group], device=slots.device)
+    keys = _slots(batch, group)
+    rows = torch.tensor([sequence.row for sequence in group], device=keys.device)
     mask = None
     if _visible(group[0]) != _visible(group[-1]):
-        mask = torch.zeros(padding.shape, dtype=dtype, device=slots.device).masked_fill_(
-            padding, -torch.inf
-        )
-        mask = mask[:, None, None]
-    return Bucket(rows, slots.flatten(), mask)
+        visible = torch.tensor([[_visible(sequence)] for sequence in group], device=keys.device)
+        padding = torch.arange(keys.shape[1], device=keys.device) >= visible
+        mask = torch.zeros(padding.shape, dtype=dtype, device=keys.device)
+        mask = mask.masked_fill_(padding, -torch.inf)[:, None, None]
+    return Bucket(rows, keys.flatten(), mask)
 
 
-def _slots(batch: PagedBatch, group: list[_Sequence]) -> tuple[Tensor, Tensor]:
-    """The places in a pool of each sequence's visible keys, [N, longest], and which are padding."""
+def _slots(batch: PagedBatch, group: list[_Sequence]) -> Tensor:
+    """The places in a pool of each sequence's visible keys, [N, longest], padded by its last."""
     device = batch.block_tables.device
-    index, first, length = (
-        torch.tensor(values, device=device)
-        for values in zip(*((s.index, s.first, s.length) for s in group), strict=True)
-    )
-    positions = first[:, None] + torch.arange(max(map(_visible, group)), device=device)
-    padding = positions >= length[:, None]
-    positions = positions.minimum(length[:, None] - 1)
-    pages = batch.block_tables[index].long().gather(1, positions // batch.page_size)
-    return pages * batch.page_size + positions % batch.page_size, padding
+    bounds = torch.tensor([[s.index, s.first, s.length - 1] for s in group], device=device)
+    index, first, last = bounds.split_with_sizes([1, 1, 1], dim=1)
+    positions = first + torch.arange(max(map(_visible, group)), device=device)
+    positions = positions.minimum(last)
+    pages = batch.block_tables[index, positions // batch.page_size].long()
+    return pages * batch.page_size + positions % batch.page_size
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, attend: Attend) -> Tensor:

@@ -5,11 +5,17 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from weft.kernels.low_rank import cpu, reference
-from weft.kernels.low_rank.table import LowRankTable
+from weft.kernels.low_rank import cpu
+from weft.kernels.low_rank.table import ALIGNMENT_BYTES, LowRankTable
 from weft.kernels.segments import Segments
 
-__all__ = ["LowRankTable", "arena_dtype", "low_rank_add_", "low_rank_embed_add_"]
+__all__ = [
+    "ALIGNMENT_BYTES",
+    "LowRankTable",
+    "arena_dtype",
+    "low_rank_add_",
+    "low_rank_embed_add_",
+]
 
 
 def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments) -> None:
@@ -37,4 +43,8 @@ def arena_dtype(device: torch.device, compute_dtype: torch.dtype) -> torch.dtype
 
 
 def _backend(y: Tensor) -> ModuleType:
-    return cpu if y.device.type == "cpu" else reference
+    if y.is_cuda:
+        from weft.kernels.low_rank import triton
+
+        return triton
+    return cpu

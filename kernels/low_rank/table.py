@@ -7,13 +7,16 @@ from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
 
+ALIGNMENT_BYTES = 16
+"""Of every offset: the widest load of one thread."""
+
 
 class LowRankTable:
     """The low-rank pairs of one module by slot; a slot without a pair adds nothing there.
 
     A pair is `a: [rank, in_features]` and `b: [rank, out_features]`, row-major in the arena.
     `offsets_a`, `offsets_b` (int64 [slots], in elements) and `ranks` (int32 [slots], 0 = no pair)
-    repeat the table on the arena's device for kernels.
+    repeat the table on the arena's device for kernels. `max_rank` is the largest rank of any slot.
     """
 
     def __init__(self, arena: Tensor, slots: int, in_features: int, out_features: int) -> None:
@@ -25,12 +28,14 @@ class LowRankTable:
         self.offsets_a = torch.zeros(slots, dtype=torch.int64, device=arena.device)
         self.offsets_b = torch.zeros(slots, dtype=torch.int64, device=arena.device)
         self.ranks = torch.zeros(slots, dtype=torch.int32, device=arena.device)
+        self.max_rank = 0
         self._pairs: dict[int, Pair] = {}
 
     def set(self, slot: int, offset_a: int, offset_b: int, rank: int) -> None:
         """Lets `slot` compute with the pair at these element offsets of the arena.
 
-        Raises ValueError where the slot does not exist or a tensor leaves the arena.
+        Raises ValueError where the slot does not exist, or a tensor leaves the arena or does not
+        start at a multiple of ALIGNMENT_BYTES.
         """
         if not 0 <= slot < len(self.ranks):
             raise ValueError(f"slot {slot} is not in 0..{len(self.ranks) - 1}")
@@ -40,11 +45,13 @@ class LowRankTable:
         self.offsets_b[slot] = offset_b
         self.ranks[slot] = rank
         self._pairs[slot] = (a, b)
+        self.max_rank = self._max_rank()
 
     def clear(self, slot: int) -> None:
         """Lets `slot` add nothing; its arena range is the caller's again."""
         if self._pairs.pop(slot, None) is not None:
             self.ranks[slot] = 0
+            self.max_rank = self._max_rank()
 
     def pair(self, slot: int) -> Pair | None:
         """The slot's `(a, b)` as views of the arena, or None."""
@@ -54,9 +61,7 @@ class LowRankTable:
         """Whether any of `slots` has a pair here."""
         return not self._pairs.keys().isdisjoint(slots)
 
-    @property
-    def max_rank(self) -> int:
-        """The largest rank of any slot; 0 where there is no pair."""
+    def _max_rank(self) -> int:
         return max((a.shape[0] for a, _ in self._pairs.values()), default=0)
 
     def _view(self, offset: int, rank: int, width: int) -> Tensor:
@@ -64,4 +69,6 @@ class LowRankTable:
             raise ValueError(
                 f"[{rank}, {width}] at element {offset} does not fit an arena of {len(self.arena)}"
             )
+        if offset * self.arena.itemsize % ALIGNMENT_BYTES:
+            raise ValueError(f"element {offset} is not at a multiple of {ALIGNMENT_BYTES} bytes")
         return self.arena[offset : offset + rank * width].view(rank, width)
