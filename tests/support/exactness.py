@@ -1,0 +1,124 @@
+"""What transformers and peft answer one request at a time, to hold the engine's answers against."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from engines import greedy
+from peft_adapters import load_peft
+from tiny_models import VOCAB_SIZE, tiny_model
+from torch import Tensor
+
+from weft.server.engine.attention import use_paged_attention
+from weft.server.engine.kv_spec import KVSpec
+from weft.server.engine.messages import Event, Generate, Tokens
+
+TOLERANCE = 1e-4
+# A token is only compared where rounding cannot decide it.
+_MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """tokens: greedy   logprobs: float32 [tokens, vocabulary], of the raw logits"""
+
+    tokens: tuple[int, ...]
+    logprobs: Tensor
+
+    @property
+    def margin(self) -> float:
+        """How clearly the closest of its choices was made."""
+        best = self.logprobs.topk(2, dim=-1).values
+        return float((best[:, 0] - best[:, 1]).min())
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt for `adapter` (its folder; None for the base), and its one-at-a-time answer."""
+
+    prompt: tuple[int, ...]
+    adapter: Path | None
+    answer: Answer
+
+    def request(self, name: str, digests: Mapping[Path, str]) -> Generate:
+        """The engine's request for it, which asks for all log-probabilities."""
+        digest = None if self.adapter is None else digests[self.adapter]
+        return greedy(
+            name, self.prompt, len(self.answer.tokens), adapter=digest, logprobs=VOCAB_SIZE
+        )
+
+
+class Oracle:
+    """transformers' (with an adapter: peft's) own `generate()` on a fresh tiny model."""
+
+    def __init__(self, arch: str, adapter: Path | None = None) -> None:
+        self.adapter = adapter
+        base = tiny_model(arch)
+        base.generation_config.eos_token_id = None
+        self._model: Any = base if adapter is None else load_peft(base, adapter)
+
+    @torch.inference_mode()
+    def answer(self, prompt: tuple[int, ...], tokens: int) -> Answer:
+        ids = torch.tensor([prompt])
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        logits = torch.cat(output.logits).float()
+        generated = tuple(output.sequences[0, len(prompt) :].tolist())
+        return Answer(generated, torch.log_softmax(logits, dim=-1))
+
+    def question(self, prompts: Iterator[tuple[int, ...]], tokens: int) -> Question:
+        """The first of `prompts` whose choices are all clear, with its answer."""
+        for prompt in prompts:
+            answer = self.answer(prompt, tokens)
+            if answer.margin > _MARGIN:
+                return Question(prompt, self.adapter, answer)
+        raise AssertionError("no prompt has clear choices")
+
+
+def prompts(random: Random, length: int, prefix: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """Random prompts of `length` tokens that begin with `prefix`, without end."""
+    while True:
+        rest = (random.randrange(5, VOCAB_SIZE) for _ in range(length - len(prefix)))
+        yield (*prefix, *rest)
+
+
+def answers_of(events: list[Event]) -> dict[str, Answer]:
+    """The engine's answers by request, from events with all log-probabilities."""
+    tokens: dict[str, list[int]] = {}
+    rows: dict[str, list[Tensor]] = {}
+    for event in events:
+        if isinstance(event, Tokens):
+            assert event.error is None, f"{event.id}: {event.error}"
+            tokens.setdefault(event.id, []).extend(event.tokens)
+            for found in event.logprobs:
+                row = torch.full((VOCAB_SIZE,), -math.inf)
+                ids, values = zip(*found.top, strict=True)
+                row[list(ids)] = torch.tensor(values)
+                rows.setdefault(event.id, []).append(row)
+    return {name: Answer(tuple(tokens[name]), torch.stack(rows[name])) for name in tokens}
+
+
+def assert_same(actual: Answer, expected: Answer, name: str) -> None:
+    """The same tokens, from log-probabilities that agree to `TOLERANCE`."""
+    assert actual.tokens == expected.tokens, name
+    difference = (actual.logprobs - expected.logprobs).abs().max().item()
+    assert difference <= TOLERANCE, f"{name}: log-probabilities differ by {difference:.2g}"
+
+
+@cache
+def token_bytes(arch: str) -> int:
+    """Bytes that a float32 KV cache of `tiny_model(arch)` takes for a token."""
+    model = tiny_model(arch)
+    use_paged_attention(model)
+    return KVSpec.discover(model).elements_per_token * torch.float32.itemsize
