@@ -32,7 +32,7 @@ def page_routes(examples: Path | None = None) -> APIRouter:
 
 
 def _policy(html: str) -> str:
-    """A content policy under which only the page's own script runs, and only this server is asked."""
+    """A policy under which only the page's own script runs and only this server is asked."""
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
