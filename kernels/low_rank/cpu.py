@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from weft.kernels.low_rank.table import LowRankTable
+from weft.kernels.low_rank.table import Factors, LowRankTable
 from weft.kernels.segments import Segment, Segments
 
 LONG_SEGMENT_ROWS = 64
@@ -34,34 +33,37 @@ class Run:
 
 def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_add_`."""
-    for run, out in _accumulators(y, table, segments):
-        inputs = x[run.start : run.stop].to(out.dtype)
-        for slot, rows, sums in zip(
-            run.slots,
-            inputs.split_with_sizes(run.sizes),
-            out.split_with_sizes(run.sizes),
-            strict=True,
-        ):
-            pair = table.pair(slot)
-            if pair is not None:
-                a, b = pair
-                sums.addmm_(linear(rows, a.to(out.dtype)), b.to(out.dtype))
+    for run, sums in _accumulators(y, table, segments):
+        inputs = _as(x[run.start : run.stop], sums.dtype)
+        for (a, b), rows, out in _parts(run, inputs, sums, table):
+            out.addmm_(rows.mm(_as(a, sums.dtype)), _as(b, sums.dtype))
 
 
 def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_embed_add_`."""
-    for run, out in _accumulators(y, table, segments):
-        inputs = ids[run.start : run.stop]
-        for slot, rows, sums in zip(
-            run.slots,
-            inputs.split_with_sizes(run.sizes),
-            out.split_with_sizes(run.sizes),
-            strict=True,
-        ):
-            pair = table.pair(slot)
-            if pair is not None:
-                a, b = pair
-                sums.addmm_(a.index_select(1, rows).T.to(out.dtype), b.to(out.dtype))
+    for run, sums in _accumulators(y, table, segments):
+        for (a, b), tokens, out in _parts(run, ids[run.start : run.stop], sums, table):
+            out.addmm_(_as(a.index_select(0, tokens), sums.dtype), _as(b, sums.dtype))
+
+
+def _parts(
+    run: Run, inputs: Tensor, sums: Tensor, table: LowRankTable
+) -> Iterator[tuple[Factors, Tensor, Tensor]]:
+    """The factors of each slot of the run that has some, with its part of the inputs and sums."""
+    for slot, rows, out in zip(
+        run.slots,
+        inputs.split_with_sizes(run.sizes),
+        sums.split_with_sizes(run.sizes),
+        strict=True,
+    ):
+        factors = table.factors(slot)
+        if factors is not None:
+            yield factors, rows, out
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)` without its microsecond where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _accumulators(
@@ -71,9 +73,9 @@ def _accumulators(
     for run in segments.once(_runs):
         if table.any_in(run.slots):
             rows = y[run.start : run.stop]
-            sums = rows if run.is_long else rows.to(torch.float32)
+            sums = rows if run.is_long else _as(rows, torch.float32)
             yield run, sums
-            if sums.dtype != y.dtype:
+            if sums is not rows:
                 rows.copy_(sums)
 
 

@@ -1,11 +1,16 @@
 """Where one module's low-rank pairs lie in the arena. Knows no files, names or rows."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
+"""`a: [rank, in_features]` and `b: [rank, out_features]`."""
+
+Factors = tuple[Tensor, Tensor]
+"""`aᵀ: [in_features, rank]` and `b: [rank, out_features]`, so that the pair adds `x · aᵀ · b`."""
 
 ALIGNMENT_BYTES = 16
 """Of every offset: the widest load of one thread."""
@@ -16,7 +21,7 @@ class LowRankTable:
 
     A pair is `a: [rank, in_features]` and `b: [rank, out_features]`, row-major in the arena.
     `offsets_a`, `offsets_b` (int64 [slots], in elements) and `ranks` (int32 [slots], 0 = no pair)
-    repeat the table on the arena's device for kernels. `max_rank` is the largest rank of any slot.
+    repeat the table on the arena's device for kernels.
     """
 
     def __init__(self, arena: Tensor, slots: int, in_features: int, out_features: int) -> None:
@@ -28,8 +33,8 @@ class LowRankTable:
         self.offsets_a = torch.zeros(slots, dtype=torch.int64, device=arena.device)
         self.offsets_b = torch.zeros(slots, dtype=torch.int64, device=arena.device)
         self.ranks = torch.zeros(slots, dtype=torch.int32, device=arena.device)
-        self.max_rank = 0
-        self._pairs: dict[int, Pair] = {}
+        self._factors: dict[int, Factors] = {}
+        self._slots_by_rank: Counter[int] = Counter()
 
     def set(self, slot: int, offset_a: int, offset_b: int, rank: int) -> None:
         """Lets `slot` compute with the pair at these element offsets of the arena.
@@ -41,28 +46,37 @@ class LowRankTable:
             raise ValueError(f"slot {slot} is not in 0..{len(self.ranks) - 1}")
         a = self._view(offset_a, rank, self.in_features)
         b = self._view(offset_b, rank, self.out_features)
+        self.clear(slot)
         self.offsets_a[slot] = offset_a
         self.offsets_b[slot] = offset_b
         self.ranks[slot] = rank
-        self._pairs[slot] = (a, b)
-        self.max_rank = self._max_rank()
+        self._factors[slot] = (a.T, b)
+        self._slots_by_rank[rank] += 1
 
     def clear(self, slot: int) -> None:
         """Lets `slot` add nothing; its arena range is the caller's again."""
-        if self._pairs.pop(slot, None) is not None:
+        factors = self._factors.pop(slot, None)
+        if factors is not None:
             self.ranks[slot] = 0
-            self.max_rank = self._max_rank()
+            self._slots_by_rank -= Counter([len(factors[1])])  # drops what falls to zero
 
     def pair(self, slot: int) -> Pair | None:
         """The slot's `(a, b)` as views of the arena, or None."""
-        return self._pairs.get(slot)
+        factors = self._factors.get(slot)
+        return None if factors is None else (factors[0].T, factors[1])
+
+    def factors(self, slot: int) -> Factors | None:
+        """The slot's pair as matmul takes it; the views are made once."""
+        return self._factors.get(slot)
 
     def any_in(self, slots: Iterable[int]) -> bool:
         """Whether any of `slots` has a pair here."""
-        return not self._pairs.keys().isdisjoint(slots)
+        return not self._factors.keys().isdisjoint(slots)
 
-    def _max_rank(self) -> int:
-        return max((a.shape[0] for a, _ in self._pairs.values()), default=0)
+    @property
+    def max_rank(self) -> int:
+        """The largest rank of any slot; 0 where there is no pair."""
+        return max(self._slots_by_rank, default=0)
 
     def _view(self, offset: int, rank: int, width: int) -> Tensor:
         if rank < 1 or offset < 0 or offset + rank * width > len(self.arena):

@@ -1,8 +1,8 @@
 """The low-rank verbs on a GPU: shrink to a float32 workspace, then expand; any mix of ranks.
 
-A program computes one tile: rows of one segment. Base rows are in no tile and cost nothing. A
-segment's block sizes depend on its own row count, its sums run in a fixed order and no atomics are
-used, so a row's result doesn't depend on what else is in the step.
+A program computes one tile: rows of one segment. Base rows are in no tile and cost nothing. Block
+sizes follow from a segment's own row count, sums run in a fixed order and no atomics are used, so
+a row's result doesn't depend on the other adapters in the step.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class Blocks:
 
 
 SHORT = Blocks(
-    1, 16, rows=16, rank=16, inputs=128, outputs=128, splits=8, shrink_warps=2, expand_warps=4
+    1, 16, rows=16, rank=16, inputs=128, outputs=64, splits=8, shrink_warps=2, expand_warps=4
 )
 LONG = Blocks(
     17, MANY, rows=64, rank=64, inputs=64, outputs=128, splits=4, shrink_warps=8, expand_warps=8

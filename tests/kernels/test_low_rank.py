@@ -203,6 +203,11 @@ def test_the_device_table_repeats_the_pairs() -> None:
     assert (table.offsets_a[2], table.offsets_b[2], table.max_rank) == (12, 40, 5)
     assert table.any_in([0, 2])
     assert not table.any_in([0, 1])
+    table.set(0, offset_a=0, offset_b=40, rank=3)
+    table.set(2, offset_a=12, offset_b=40, rank=2)
+    assert table.max_rank == 3
+    table.clear(0)
+    assert (table.ranks.tolist(), table.max_rank) == ([0, 0, 2], 2)
     table.clear(2)
     table.clear(1)
     assert table.ranks.tolist() == [0, 0, 0]
