@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from weft.kernels.attention.paged import PagedBatch
 from weft.kernels.low_rank.table import ALIGNMENT_BYTES, LowRankTable
 from weft.kernels.segments import Segments
 
@@ -66,6 +68,74 @@ def low_rank_problem(
         table=_table(ranks, in_features, out_features, random, arena_dtype, device),
         segments=Segments.from_slots(slots),
     )
+
+
+@dataclass(frozen=True)
+class PagedProblem:
+    """Arguments of paged attention, and each sequence's keys and values without pages."""
+
+    q: Tensor
+    k_pool: Tensor
+    v_pool: Tensor
+    batch: PagedBatch
+    sinks: Tensor
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+
+
+def paged_problem(
+    lengths: Sequence[tuple[int, int]],
+    *,
+    kv_heads: int = 2,
+    group: int = 2,
+    k_dim: int = 16,
+    v_dim: int = 16,
+    page_size: int = 4,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> PagedProblem:
+    """Sequences of (cached, new) tokens on shuffled pages; places that none owns hold NaN."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random).to(device, dtype)
+
+    kv_lens = tuple(cached + new for cached, new in lengths)
+    tables = _block_tables(kv_lens, page_size, random)
+    k = tuple(normal(length, kv_heads, k_dim) for length in kv_lens)
+    v = tuple(normal(length, kv_heads, v_dim) for length in kv_lens)
+    slots = [
+        table[torch.arange(length) // page_size].long() * page_size
+        + torch.arange(length) % page_size
+        for table, length in zip(tables, kv_lens, strict=True)
+    ]
+    places = torch.cat(slots).to(device)
+    pages = int(tables.max()) + 1
+    k_pool = torch.full((pages, page_size, kv_heads, k_dim), torch.nan, device=device, dtype=dtype)
+    v_pool = torch.full((pages, page_size, kv_heads, v_dim), torch.nan, device=device, dtype=dtype)
+    k_pool.flatten(0, 1)[places] = torch.cat(k)
+    v_pool.flatten(0, 1)[places] = torch.cat(v)
+    new = [place[cached:] for place, (cached, _) in zip(slots, lengths, strict=True)]
+    batch = PagedBatch(
+        slot_mapping=torch.cat(new).to(device),
+        query_starts=tuple(accumulate((count for _, count in lengths), initial=0)),
+        kv_lens=kv_lens,
+        block_tables=tables.to(device),
+        page_size=page_size,
+    )
+    q = normal(batch.query_starts[-1], kv_heads * group, k_dim)
+    return PagedProblem(q, k_pool, v_pool, batch, normal(kv_heads * group), k, v)
+
+
+def _block_tables(kv_lens: Sequence[int], page_size: int, random: torch.Generator) -> Tensor:
+    """int32 [sequences, most pages]: pages 1, 2, ... in random order, padded by page 0."""
+    counts = [-(-length // page_size) for length in kv_lens]
+    pages = torch.randperm(sum(counts), generator=random) + 1
+    tables = torch.zeros(len(counts), max(counts), dtype=torch.int32)
+    for table, own in zip(tables, pages.split_with_sizes(counts), strict=True):
+        table[: len(own)] = own
+    return tables
 
 
 def _slots(popularity: Popularity, rows: int, adapters: int, random: torch.Generator) -> list[int]:

@@ -1,6 +1,7 @@
-"""Microseconds per call of the CPU low-rank strategies: `python benchmarks/kernels.py`.
+"""Microseconds per call of low-rank strategies and of attention: `python benchmarks/kernel_times.py`.
 
-Adapters are rotated so that their bytes come from memory, as in a model with many layers.
+One CPU thread. Adapters are rotated so that their bytes come from memory, as in a model with many
+layers.
 """
 
 import itertools
@@ -11,14 +12,22 @@ from functools import partial
 import torch
 from torch.nn.functional import linear
 
+from weft.kernels.attention import paged_attention
+from weft.kernels.attention.reference import paged_attention as attention_reference
 from weft.kernels.low_rank import LowRankTable, low_rank_add_, reference
-from weft.kernels.testing import LowRankProblem, low_rank_problem
+from weft.kernels.testing import LowRankProblem, low_rank_problem, paged_problem
 
 RANK = 16
 ROTATED_BYTES = 100e6
 SHAPES = ((896, 896), (4864, 896), (896, 4864))
 CASES = (("decode", 32, 32), ("decode", 32, 8), ("prefill", 512, 1), ("prefill", 512, 8))
 DTYPES = (torch.float32, torch.bfloat16)
+ATTENTION_CASES = (
+    ("decode 32 x 128", 32, 127, 1),
+    ("decode 32 x 512", 32, 511, 1),
+    ("prefill 512", 1, 0, 512),
+    ("chunk 256 of 2048", 1, 1792, 256),
+)
 
 
 def pair_of(table: LowRankTable, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,18 +106,46 @@ def measure(
     print("".join(f"{cell:14.0f}" for cell in cells), flush=True)
 
 
-def main() -> None:
-    """Prints the table, one thread."""
-    torch.set_num_threads(1)
+def measure_low_rank() -> None:
+    """Prints the table of strategies for low-rank additions."""
     header = ("base linear", *(strategy.__name__ for strategy in STRATEGIES))
-    print(f"{'case':<46}" + "".join(f"{name:>14}" for name in header))
+    print(f"{'low rank':<46}" + "".join(f"{name:>14}" for name in header))
+    for (name, rows, adapters), (out, width), x, arena in itertools.product(
+        CASES, SHAPES, DTYPES, DTYPES
+    ):
+        dtypes = f"x {str(x)[6:]:<9} arena {str(arena)[6:]}"
+        print(f"{name:<8}{rows:>3}/{adapters:<3}{out:>5}x{width:<5}{dtypes:<22}", end="")
+        measure(rows, adapters, out, width, x, arena)
+
+
+def measure_attention() -> None:
+    """Prints the server's paged attention beside the reference, 7 query heads a KV head."""
+    print(f"{'attention':<46}{'verb':>14}{'loop':>14}")
+    for (name, sequences, cached, new), dtype in itertools.product(ATTENTION_CASES, DTYPES):
+        problem = paged_problem(
+            [(cached, new)] * sequences,
+            group=7,
+            k_dim=64,
+            v_dim=64,
+            page_size=16,
+            dtype=dtype,
+        )
+        options = {"scaling": 0.125, "window": None, "softcap": None, "sinks": None}
+        arguments = (problem.q, problem.k_pool, problem.v_pool, problem.batch)
+        cells = [
+            microseconds(partial(attend, *arguments, **options))
+            for attend in (paged_attention, attention_reference)
+        ]
+        case = f"{name:<20}{str(dtype)[6:]}"
+        print(f"{case:<46}" + "".join(f"{cell:14.0f}" for cell in cells), flush=True)
+
+
+def main() -> None:
+    """Prints both tables."""
+    torch.set_num_threads(1)
     with torch.inference_mode():
-        for (name, rows, adapters), (out, width), x, arena in itertools.product(
-            CASES, SHAPES, DTYPES, DTYPES
-        ):
-            dtypes = f"x {str(x)[6:]:<9} arena {str(arena)[6:]}"
-            print(f"{name:<8}{rows:>3}/{adapters:<3}{out:>5}x{width:<5}{dtypes:<22}", end="")
-            measure(rows, adapters, out, width, x, arena)
+        measure_low_rank()
+        measure_attention()
 
 
 if __name__ == "__main__":
