@@ -62,7 +62,7 @@ def test_without_a_template_completions_work_and_chat_explains() -> None:
 
 def test_what_a_template_says_on_purpose_is_passed_on() -> None:
     text = with_template("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(ChatTemplateError, match="^roles must alternate$"):
+    with pytest.raises(ChatTemplateError, match=r"^roles must alternate$"):
         text.encode_chat(MESSAGES)
 
 
@@ -71,7 +71,7 @@ def test_what_a_template_says_on_purpose_is_passed_on() -> None:
     ["{{ messages[7].content.x }}", "{{ 1 + 'a' }}", "{{ ''.__class__.__mro__ }}", "{{ 1 // 0 }}"],
 )
 def test_what_a_template_stumbles_over_is_not(template: str) -> None:
-    with pytest.raises(ChatTemplateError, match="^the model's chat template refuses them$"):
+    with pytest.raises(ChatTemplateError, match=r"^the model's chat template refuses them$"):
         with_template(template).encode_chat(MESSAGES)
 
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
 from weft.server.engine.client import EngineUnavailable
 from weft.server.engine.messages import (
     AdapterState,
@@ -46,10 +48,18 @@ class FakeEngine:
     requests: list[Generate] = field(default_factory=list)
     live: set[str] = field(default_factory=set)
     aborted: list[tuple[str, int | None]] = field(default_factory=list)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    paces: int = 0
     loaded: set[str] = field(default_factory=set)
     pins: dict[str, bool] = field(default_factory=dict)
     prefetched: list[str] = field(default_factory=list)
+    _watching: list[tuple[Callable[[], bool], asyncio.Future[None]]] = field(default_factory=list)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Waits until something true of this engine's fields holds."""
+        if not holds():
+            future = asyncio.get_running_loop().create_future()
+            self._watching.append((holds, future))
+            await future
 
     @property
     def info(self) -> EngineInfo:
@@ -81,14 +91,13 @@ class FakeEngine:
                 yield event
         finally:
             self.live.discard(request.id)
-            self.ended.set()
 
     async def abort(self, request_id: str, index: int | None = None) -> None:
         self.aborted.append((request_id, index))
 
     async def load(self, digest: str) -> LoadReport:
         self._check()
-        await self.pace()
+        await self._wait_turn()
         if digest in self.load_failures:
             raise self.load_failures[digest]
         self.loaded.add(digest)
@@ -116,6 +125,13 @@ class FakeEngine:
         self._check()
         self.prefetched.append(digest)
 
+    async def _wait_turn(self) -> None:
+        self.paces += 1
+        for holds, future in self._watching:
+            if not future.done() and holds():
+                future.set_result(None)
+        await self.pace()
+
     def _check(self) -> None:
         if self.failure is not None:
             raise self.failure
@@ -127,7 +143,7 @@ class FakeEngine:
         sent = 0
         while lines:
             for index in list(lines):
-                await self.pace()
+                await self._wait_turn()
                 if self.break_after is not None and sent >= self.break_after:
                     if self.error is None:
                         raise EngineUnavailable("the engine stopped while it answered")
@@ -183,11 +199,7 @@ def logprobs_of(token: int, top: int) -> TokenLogprobs:
 
 def stats_of(tiers: Mapping[str, str], **changes: int) -> Stats:
     """Statistics of an engine whose adapters, by digest, are in these tiers."""
-    numbers = dict.fromkeys(
-        "steps running waiting free_pages cached_pages total_pages prefix_hits prefix_queries "
-        "preemptions evictions loads".split(),
-        0,
-    )
+    numbers = {field.name: 0 for field in structs.fields(Stats) if field.type is int}
     return Stats(
         **numbers | changes,
         load_seconds=0.0,

@@ -1,6 +1,7 @@
 """/v1/adapters and vLLM's two routes: loading in all three ways, replacing, removing, refusing."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -70,7 +71,7 @@ async def test_an_upload_in_small_pieces_is_the_same(api: Api) -> None:
     request = httpx.Request("PUT", "http://weft" + PATH, files=parts())
     body = request.read()
 
-    async def pieces():
+    async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(body), 7):
             yield body[at : at + 7]
 
@@ -296,8 +297,7 @@ async def test_running_requests_finish_on_the_version_they_began_with(api: Api) 
     async with api.client() as client:
         body = {"model": "pirate", "messages": MESSAGES}
         running = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-        while not api.engine.requests:
-            await asyncio.sleep(0)
+        await api.engine.until(lambda: bool(api.engine.requests))
         assert (await client.get(PATH)).json()["refs"] == 1
         deleted = await client.delete(PATH)
         assert deleted.json() == {"id": "pirate", "object": "adapter", "deleted": True}
@@ -359,8 +359,8 @@ async def test_an_adapter_on_its_way_is_listed_as_loading(api: Api) -> None:
     api.engine.pace = gate.wait
     async with api.client() as client:
         loading = asyncio.create_task(client.put(PATH, files=parts()))
-        while not (seen := (await client.get("/v1/adapters")).json()["data"]):
-            await asyncio.sleep(0)
+        await api.engine.until(lambda: api.engine.paces > 0)
+        seen = (await client.get("/v1/adapters")).json()["data"]
         assert (seen[0]["name"], seen[0]["state"]) == ("pirate", "loading")
         assert (await client.get(PATH)).json()["state"] == "loading"
         body = {"model": "pirate", "messages": MESSAGES}

@@ -53,7 +53,7 @@ async def test_all_four_shapes_of_prompts(
     tokens = [tuple(tiny_text().encode(p)) if isinstance(p, str) else p for p in expected]
     if streams:
         chunks = await stream(api, prompt=prompt)
-        got = {index: "" for index in range(len(expected))}
+        got = dict.fromkeys(range(len(expected)), "")
         for chunk in chunks[:-1]:
             (choice,) = chunk["choices"]
             got[choice["index"]] += choice["text"]
