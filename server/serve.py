@@ -7,12 +7,14 @@ import secrets
 import signal
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from weft.adapters.checkpoint import adapter_folder
@@ -54,37 +56,43 @@ class View(Protocol):
     def serving(self, model: str, info: EngineInfo, adapters: list[str], url: str) -> None:
         """Requests are answered now."""
 
+    def stop(self) -> None:
+        """No more progress is made."""
+
     def draining(self) -> None:
         """No request is taken any more; the last ones are being answered."""
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """All that a server is made of before its engine runs."""
+
+    settings: Settings
+    view: View
+    examples: Path | None
+    sources: list[AdapterSource]
+    sock: socket.socket
+    base: Path
+    store: Store
+    registry: Registry
 
 
 def serve(settings: Settings, view: View, examples: Path | None = None) -> None:
     """Serves until it is interrupted; `examples` as `create_app` takes it. Raises StartError.
 
-    The port is taken first: a taken one is told before a model is loaded for minutes. From then on
-    the server answers, at first only that it is not ready.
+    What can be told without the engine is told first: a model is loaded for minutes.
     """
     sources = adapter_sources(settings)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(listen(settings.host, settings.port))
         base = _named("MODEL", lambda: find_base(settings.model or ""), BaseNotFound)
-        text = _named("MODEL", lambda: Text.load(str(base)), TokenizerUnusable)
         state = settings.state_dir or default_state_dir(base)
         store = Store(state / "versions")
         registry = _open_registry(state, store)
         stack.callback(registry.close)
-        engine = EngineClient(
-            engine_config(settings, base, store),
-            on_progress=lambda seen: view.progress(seen.stage, seen.done, seen.total),
-        )
-        services = _named(
-            "--tenants",
-            lambda: Services.assemble(settings, engine, registry, text),
-            TenantsInvalid,
-        )
-        server = _Server(create_app(services, examples), services, view)
-        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(_run(server, services, sources, sock))
+        launch = _Launch(settings, view, examples, sources, sock, base, store, registry)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(launch))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -171,7 +179,7 @@ class _Server(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         super().__init__(config)
-        self.view = view
+        self._view = view
         self._admission = services.admission
         self._draining: asyncio.Task[None] | None = None
 
@@ -192,44 +200,74 @@ class _Server(uvicorn.Server):
             return
         self._admission.drain()
         self._draining = asyncio.create_task(self._exit_when_empty())
-        self.view.draining()
+        self._view.draining()
 
     async def _exit_when_empty(self) -> None:
         await self._admission.empty()
         self.should_exit = True
 
 
-async def _run(
-    server: _Server, services: Services, sources: list[AdapterSource], sock: socket.socket
-) -> None:
-    """Answers requests while the engine starts, and until the server is told to end."""
-    url = url_of(sock)
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
-    starting = asyncio.create_task(_start(services, sources, url, server.view))
+async def _serve(launch: _Launch) -> None:
+    """Runs engine and server; the tokenizer is read while the engine starts."""
+    view = launch.view
+    engine = EngineClient(
+        engine_config(launch.settings, launch.base, launch.store),
+        on_progress=lambda seen: view.progress(seen.stage, seen.done, seen.total),
+    )
+    ready = asyncio.create_task(engine.start())
+    try:
+        text = await asyncio.to_thread(_text, launch.base)
+        services = _services(launch, engine, text)
+        server = _Server(create_app(services, launch.examples), services, view)
+        await _until_ended(
+            server.serve(sockets=[launch.sock]), _finish_start(launch, services, ready)
+        )
+    finally:
+        view.stop()
+        await engine.close()
+        await asyncio.gather(ready, return_exceptions=True)
+
+
+def _text(base: Path) -> Text:
+    return _named("MODEL", lambda: Text.load(str(base)), TokenizerUnusable)
+
+
+def _services(launch: _Launch, engine: EngineClient, text: Text) -> Services:
+    def assemble() -> Services:
+        return Services.assemble(launch.settings, engine, launch.registry, text)
+
+    return _named("--tenants", assemble, TenantsInvalid)
+
+
+async def _until_ended(serve: Coroutine[Any, Any, None], start: Coroutine[Any, Any, None]) -> None:
+    """Serves from the beginning, and ends with the start if that fails."""
+    serving, starting = asyncio.create_task(serve), asyncio.create_task(start)
     try:
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
         await serving
     finally:
-        starting.cancel()
-        server.should_exit = True
+        for task in (serving, starting):
+            task.cancel()
         await asyncio.gather(serving, starting, return_exceptions=True)
-        await services.engine.close()
 
 
-async def _start(services: Services, sources: list[AdapterSource], url: str, view: View) -> None:
-    """Brings up the engine and what is to be loaded from the beginning; raises StartError."""
+async def _finish_start(
+    launch: _Launch, services: Services, ready: asyncio.Task[EngineInfo]
+) -> None:
+    """Waits for the engine and loads what is to be there from the beginning; raises StartError."""
     try:
-        info = await services.engine.start()
+        info = await ready
     except EngineStartError as error:
         raise StartError(str(error)) from None
     await services.library.restore_pins()
-    for done, source in enumerate(sources):
-        view.progress("adapters", done, len(sources))
+    for done, source in enumerate(launch.sources):
+        launch.view.progress("adapters", done, len(launch.sources))
         for tenant in services.tenants.contexts:
             await _install(services, tenant, source)
-    view.serving(services.base_name, info, [source.name for source in sources], url)
+    names = [source.name for source in launch.sources]
+    launch.view.serving(services.base_name, info, names, url_of(launch.sock))
 
 
 async def _install(services: Services, tenant: TenantContext, source: AdapterSource) -> None:

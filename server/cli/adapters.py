@@ -1,18 +1,18 @@
 """`weft adapters …`: lists, loads and removes the adapters of a running server."""
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
 
 from weft.adapters.checkpoint import CONFIG_NAME, read_checkpoint
 from weft.adapters.errors import AdapterInvalid
 from weft.server.cli.client import Client, Upload
-from weft.server.cli.console import Refusal, err, human_size, out
+from weft.server.cli.console import Refusal, err, human_size, out, print_fields, print_rows
 
 app = typer.Typer(no_args_is_help=True, help="Drives the adapters of a running server.")
 
@@ -31,14 +31,19 @@ def _route(name: str, verb: str = "") -> str:
 @app.command("list")
 def list_adapters(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Lists the adapters that the key may use, and where each one is."""
-    adapters = Client(url, api_key).call("GET", "/v1/adapters")["data"]
+    client, more = Client(url, api_key), True
+    adapters: list[dict[str, Any]] = []
+    while more:
+        after = f"?after={quote(adapters[-1]['name'])}" if adapters else ""
+        page = client.call("GET", f"/v1/adapters{after}")
+        adapters += page["data"]
+        more = page["has_more"]
+    if not adapters:
+        out.print("no adapters")
+        return
     columns = ("name", "version", "state", "tier", "method", "rank", "bytes", "refs")
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in {"rank", "refs"} else "left")
-    for adapter in adapters:
-        table.add_row(*(_cell(column, adapter.get(column)) for column in columns))
-    out.print(table if adapters else "no adapters", markup=False)
+    rows = [[_cell(column, adapter.get(column)) for column in columns] for adapter in adapters]
+    print_rows([columns, *rows])
 
 
 @app.command("show")
@@ -86,21 +91,21 @@ def load(
 def unload(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Removes an adapter; requests that run with it are finished first."""
     Client(url, api_key).call("DELETE", _route(name))
-    out.print(f"{name}: removed", markup=False)
+    out.print(f"{name}: removed")
 
 
 @app.command("pin")
 def pin(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Keeps an adapter on the device."""
     Client(url, api_key).call("POST", _route(name, "pin"))
-    out.print(f"{name}: pinned", markup=False)
+    out.print(f"{name}: pinned")
 
 
 @app.command("unpin")
 def unpin(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Lets an adapter leave the device when others need its place."""
     Client(url, api_key).call("POST", _route(name, "unpin"))
-    out.print(f"{name}: unpinned", markup=False)
+    out.print(f"{name}: unpinned")
 
 
 @app.command("rollback")
@@ -115,10 +120,8 @@ def _upload(folder: Path, send: Callable[[Upload], Any]) -> Any:
         weights = read_checkpoint(folder).weights
     except AdapterInvalid as refusal:
         raise Refusal(f"{folder}: {refusal}") from None
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=err, transient=True
-    )
-    with bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(f"{folder.name}: sending", total=weights.stat().st_size)
         upload = Upload.of(
             weights.parent / CONFIG_NAME, weights, on_sent=lambda sent: bar.advance(task, sent)
@@ -127,17 +130,20 @@ def _upload(folder: Path, send: Callable[[Upload], Any]) -> Any:
 
 
 def _print(fields: Mapping[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in fields.items():
-        table.add_row(name, _cell(name, value))
-    out.print(table)
+    print_fields({name: _cell(name, value) for name, value in fields.items()})
 
 
 def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if name == "bytes":
-        return human_size(value)
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
+    """A value of the server's answer as a person reads it."""
+    match value:
+        case None | [] | {}:
+            return "-"
+        case int() if name.endswith("bytes"):
+            return human_size(value)
+        case int() if name in {"created", "last_used"}:
+            return datetime.fromtimestamp(value, UTC).isoformat(sep=" ")
+        case list():
+            return "\n".join(_cell(name, item) for item in value)
+        case dict():
+            return "\n".join(f"{key}: {_cell(key, item)}" for key, item in value.items())
     return str(value)

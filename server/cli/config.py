@@ -4,9 +4,8 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
-from rich.table import Table
 
-from weft.server.cli.console import human_size, out
+from weft.server.cli.console import human_size, print_rows
 from weft.server.cli.options import is_size, with_settings
 from weft.server.settings import Sourced, flag_of
 
@@ -19,13 +18,14 @@ def show(
     sources: Annotated[bool, typer.Option("--sources", help="Say what set each value.")] = False,
 ) -> None:
     """Prints the settings that `weft serve` would use with the same flags, variables and file."""
-    table = Table(box=None, pad_edge=False, show_header=sources)
-    for heading in ("setting", "value", "source")[: 3 if sources else 2]:
-        table.add_column(heading)
-    for name, value in sourced.settings:
-        row = (flag_of(name), _shown(name, value), sourced.sources[name])
-        table.add_row(*row[: len(table.columns)])
-    out.print(table)
+    rows = [
+        (flag_of(name), _shown(name, value), sourced.sources[name])
+        for name, value in sourced.settings
+    ]
+    if sources:
+        print_rows([("setting", "value", "source"), *rows])
+    else:
+        print_rows([row[:2] for row in rows])
 
 
 def _shown(name: str, value: Any) -> str:

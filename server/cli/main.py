@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except typer.TyperException as error:
         message = error.format_message()
         if "\n" in message:  # a command without its subcommand: the message is its help
-            err.print(message, markup=False)
+            err.print(message)
         else:
             complain(message)
         sys.exit(error.exit_code)

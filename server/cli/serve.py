@@ -53,7 +53,7 @@ class DemoView(StartupView):
             f"{chat} -H 'X-Adapter-ID: {adapters[0]}' -d '{body}'",
         )
         for line in lines:
-            out.print(line, markup=False)
+            out.print(line)
 
 
 def _run(settings: Settings, view: StartupView) -> None:
@@ -67,5 +67,3 @@ def _run(settings: Settings, view: StartupView) -> None:
         serve(settings, view)
     except StartError as error:
         raise Refusal(str(error), 2) from None
-    finally:
-        view.stop()

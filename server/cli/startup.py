@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
-from weft.server.cli.console import complain, err, human_size, out
+from weft.server.cli.console import complain, err, human_size, print_fields
 from weft.server.engine.messages import EngineInfo
 
 
@@ -41,18 +40,16 @@ class StartupView:
         """Prints what is served, with what capacity, and where."""
         self.stop()
         tokens = (info.pages - 1) * info.page_size
-        rows = {
-            "model": f"{model} ({info.parameters:,} parameters, context {info.max_model_len})",
-            "device": f"{info.device}, {info.dtype}",
-            "KV cache": f"{info.pages - 1:,} pages of {info.page_size}: {tokens:,} tokens",
-            "adapter pool": f"{human_size(info.adapter_bytes)}, {info.slots} slots",
-            "adapters": ", ".join(adapters) or "none yet",
-            "URL": url,
-        }
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for name, value in rows.items():
-            table.add_row(name, value)
-        out.print(table)
+        print_fields(
+            {
+                "model": f"{model} ({info.parameters:,} parameters, context {info.max_model_len})",
+                "device": f"{info.device}, {info.dtype}",
+                "KV cache": f"{info.pages - 1:,} pages of {info.page_size}: {tokens:,} tokens",
+                "adapter pool": f"{human_size(info.adapter_bytes)}, {info.slots} slots",
+                "adapters": ", ".join(adapters) or "none yet",
+                "URL": url,
+            }
+        )
 
     def draining(self) -> None:
         """Says that the server only finishes what it has begun."""

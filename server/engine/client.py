@@ -113,6 +113,8 @@ class EngineClient:
         if self._up:
             self._send(Stop())
         if self._launched is not None:
+            if not self._up:
+                self._launched.terminate()
             await asyncio.to_thread(self._launched.end)
         if self._supervisor is not None:
             await self._supervisor
@@ -236,6 +238,11 @@ class EngineClient:
     async def _serve_one(self) -> str | None:
         """Runs one engine from launch to end; returns why it could not start, if it could not."""
         self._launched = launched = await asyncio.to_thread(self._launch)
+        if self._closing:  # closed meanwhile, when there was nothing to end yet
+            launched.sock.close()
+            launched.terminate()
+            await asyncio.to_thread(launched.end)
+            return None
         reader, self._writer = await asyncio.open_connection(sock=launched.sock)
         failure = None
         try:

@@ -15,11 +15,15 @@ STOP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Launched:
-    """A running engine: our end of its socket, and how to make sure that it is gone."""
+    """A running engine: our end of its socket, and how to make sure that it is gone.
+
+    terminate: interrupts one that is not reading commands yet, as far as that is possible
+    """
 
     sock: socket.socket
     end: Callable[[], None]
     pid: int | None = None
+    terminate: Callable[[], None] = lambda: None
 
 
 def launch_process() -> Launched:
@@ -36,7 +40,7 @@ def launch_process() -> Launched:
             process.kill()
             process.wait()
 
-    return Launched(near, end, process.pid)
+    return Launched(near, end, process.pid, process.terminate)
 
 
 def launch_thread() -> Launched:
