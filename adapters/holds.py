@@ -1,7 +1,7 @@
 """Who keeps a version's files from being removed. Knows no database and no disk."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from weft.adapters.tenancy import TenantContext
@@ -85,5 +85,5 @@ class Holds:
     def __contains__(self, digest: object) -> bool:
         return digest in self._counts
 
-    def __len__(self) -> int:
-        return len(self._holds)
+    def __iter__(self) -> Iterator[Hold]:
+        return iter(self._holds)

@@ -228,7 +228,10 @@ class Registry:
                 "every version has its files": self._catalogue.digests(failed=False) <= stored,
                 "all files are of a version or a hold": stored <= self._recorded() | self._orphans,
                 "every name points to one of its versions": not self._catalogue.dangling(),
-                "leases are holds": self._leases.total() <= len(self._holds),
+                "leases are counted by name as they are held": self._leases
+                == Counter(
+                    (hold.ctx.id, hold.name) for hold in self._holds if isinstance(hold, Lease)
+                ),
             }
         return tuple(claim for claim, holds in claims.items() if not holds)
 

@@ -308,6 +308,16 @@ def test_many_threads_lease_while_names_are_replaced(state: State, registry: Reg
     assert registry.lookup(MINE, "a").leases == 0
 
 
+def test_a_lease_released_twice_counts_once(state: State, registry: Registry) -> None:
+    state.put("a", 1)
+    leases = [registry.lease(MINE, "a") for _ in range(2)]
+    leases[0].release()
+    leases[0].release()
+    assert registry.lookup(MINE, "a").leases == 1
+    assert registry.check() == ()
+    leases[1].release()
+
+
 # ---- damage, and restarts
 
 
