@@ -128,12 +128,29 @@ class World:
     def run(self, max_steps: int = 1000) -> int:
         """Steps until nothing lives; returns how many steps it took."""
         self.settle()
+        steps = self.until(lambda: not self.live, max_steps=max_steps)
+        self._check_rest()
+        return steps
+
+    def until(
+        self,
+        done: Callable[[], bool],
+        seconds: float = 0.01,
+        *,
+        step: Callable[[float], object] | None = None,
+        max_steps: int = 1000,
+    ) -> int:
+        """Steps (of so many seconds each) until `done`; returns how many steps it took."""
         for steps in range(max_steps):
-            if not self.scheduler.running + self.scheduler.waiting:
-                self._check_rest()
+            if done():
                 return steps
-            self.step()
+            (step or self.step)(seconds)
         raise AssertionError(f"not done after {max_steps} steps")
+
+    @property
+    def live(self) -> int:
+        """Children that have not ended."""
+        return self.scheduler.running + self.scheduler.waiting
 
     def _check_plan(self, plan: StepPlan) -> None:
         config = self.scheduler.limits

@@ -4,7 +4,12 @@ from itertools import pairwise
 
 import pytest
 from fake_residency import FakeResidency
-from scheduling import World, limits, request
+from scheduling import Clock, World, limits, request
+
+from weft.adapters.pool import SlotRef
+from weft.adapters.presence import Presence
+from weft.server.engine.gate import AdapterGate
+from weft.server.engine.sequence import Sequence
 
 PATIENCE = 1.0
 STEP = 0.02
@@ -20,14 +25,14 @@ class Load:
         self.number = 0
         self.served: dict[str, list[float]] = {digest: [] for digest in digests}
 
-    def step(self) -> None:
+    def step(self, seconds: float = STEP) -> None:
         for digest in self.digests:
             for _ in range(2 - self.world.scheduler.adapters.get(digest, 0)):
                 self.number += 1
                 self.world.scheduler.add(
                     request(f"{digest}-{self.number}", 6, max_tokens=8, adapter=digest)
                 )
-        for item in self.world.step(STEP).items:
+        for item in self.world.step(seconds).items:
             if item.seq.adapter in self.served:
                 self.served[item.seq.adapter].append(self.world.clock.now)
 
@@ -52,11 +57,7 @@ def equal(count: int) -> dict[str, int]:
 
 
 def steps_to_answer(world: World, name: str) -> int:
-    for steps in range(1, 100):
-        world.step()
-        if (name, 0) in world.ended:
-            return steps
-    raise AssertionError("no answer")
+    return world.until(lambda: (name, 0) in world.ended)
 
 
 def test_an_adapter_that_stays_is_not_loaded_again() -> None:
@@ -93,11 +94,26 @@ def test_a_third_adapter_gets_in_while_two_are_hot_without_end() -> None:
     load.run(3 * PATIENCE)
     asked = world.clock.now
     world.scheduler.add(request("cold", adapter="a2", max_tokens=1))
-    while ("cold", 0) not in world.ended:
-        load.step()
-    assert world.clock.now - asked <= PATIENCE + SLACK
+    world.until(lambda: ("cold", 0) in world.ended, STEP, step=load.step)
+    assert PATIENCE <= world.clock.now - asked <= PATIENCE + SLACK
     load.run(PATIENCE)
     assert all(load.longest_wait(digest) <= 2 * PATIENCE + SLACK for digest in load.digests)
+
+
+def test_who_had_to_go_waits_like_anyone_else() -> None:
+    world = world_of(2, equal(3))
+    for number in range(2):
+        world.scheduler.add(request(f"long-{number}", max_tokens=99, adapter=f"a{number}"))
+    world.until(lambda: world.scheduler.running == 2)
+    world.clock.now += 5 * PATIENCE
+    world.scheduler.add(request("cold", max_tokens=99, adapter="a2"))
+    world.step()
+    assert world.scheduler.preemptions == 0, "others are not disturbed before patience is over"
+    world.clock.now += PATIENCE
+    world.until(lambda: world.scheduler.running == 2)
+    for _ in range(4):
+        world.step(PATIENCE / 5)
+    assert world.scheduler.preemptions == 1
 
 
 @pytest.mark.parametrize(("slots", "wanted"), [(1, 2), (2, 6), (3, 7)])
@@ -118,8 +134,7 @@ def test_many_small_adapters_do_not_starve_a_large_one() -> None:
     load.run(3 * PATIENCE)
     asked = world.clock.now
     world.scheduler.add(request("large", adapter="large", max_tokens=1))
-    while ("large", 0) not in world.ended:
-        load.step()
+    world.until(lambda: ("large", 0) in world.ended, STEP, step=load.step)
     assert world.clock.now - asked <= 2 * PATIENCE + SLACK
 
 
@@ -130,8 +145,7 @@ def test_drained_sequences_go_on_where_they_were() -> None:
         world.step(0.1 * PATIENCE)
     assert world.scheduler.running == 1
     world.scheduler.add(request("other", 8, max_tokens=100, adapter="a1"))
-    while world.scheduler.adapters:
-        world.step(0.1 * PATIENCE)
+    world.until(lambda: not world.live, 0.1 * PATIENCE)
     assert world.scheduler.preemptions >= 2
     assert world.tokens["long", 0] == world.tokens["other", 0] == list(range(8, 108))
 
@@ -142,8 +156,7 @@ def test_who_was_drained_goes_on_even_if_the_one_that_waited_is_aborted() -> Non
     for _ in range(15):
         world.step(0.1 * PATIENCE)
     world.scheduler.add(request("other", adapter="a1"))
-    while world.scheduler.running:
-        world.step(0.1 * PATIENCE)
+    world.until(lambda: not world.scheduler.running, 0.1 * PATIENCE)
     world.scheduler.abort("other")
     world.run()
     assert world.tokens["long", 0] == list(range(8, 108))
@@ -153,16 +166,59 @@ def test_a_drained_adapter_does_not_slip_back_in_before_its_room_is_taken() -> N
     world = World(limits(), FakeResidency(20, 2, equal(4), install_steps=10))
     for number in range(2):
         world.scheduler.add(request(f"long-{number}", max_tokens=90, adapter=f"a{number}"))
-    while world.scheduler.running < 2:
-        world.step(0.01)
+    world.until(lambda: world.scheduler.running == 2)
     world.clock.now += PATIENCE
     for number in range(2, 4):
         world.scheduler.add(request(f"cold-{number}", max_tokens=90, adapter=f"a{number}"))
     world.step()
     world.clock.now += PATIENCE
-    while not {"a2", "a3"} <= {item.seq.adapter for item in world.step().items}:
-        pass
+    world.until(lambda: {"a2", "a3"} <= {item.seq.adapter for item in world.step().items})
     assert world.scheduler.preemptions == 2
+
+
+class Scripted:
+    """A residency that says what the test tells it to say."""
+
+    def __init__(self) -> None:
+        self.presence: dict[str, Presence] = {}
+        self.victims: tuple[str, ...] = ()
+        self.references = 0
+
+    def ensure(self, digest: str) -> Presence:
+        return self.presence[digest]
+
+    def error(self, digest: str) -> Exception:
+        raise LookupError(digest)
+
+    def acquire(self, digest: str) -> SlotRef:
+        self.references += 1
+        return SlotRef(int(digest[1:]), 1)
+
+    def release(self, ref: SlotRef) -> None:
+        self.references -= 1
+
+    def victims_for(self, digest: str) -> tuple[str, ...]:
+        return self.victims
+
+
+def test_a_drained_adapter_that_left_and_came_back_is_let_in_again() -> None:
+    scripted, clock = Scripted(), Clock()
+    gate = AdapterGate(scripted, PATIENCE, clock)
+    device, loading, waiting = Presence.DEVICE, Presence.LOADING, Presence.WAITING
+    scripted.presence = {"a0": device, "a1": waiting, "a2": waiting}
+    for number in range(3):
+        asked = request(f"r{number}", adapter=f"a{number}")
+        gate.join(Sequence(asked, 0, number, list(asked.prompt)))
+    clock.now += PATIENCE
+    scripted.victims = ("a0",)
+    assert [demand.digest for demand in gate.poll().drained] == ["a0"]
+    scripted.victims = ()
+    assert gate.poll().opened == [], "its room is being given to a1"
+    scripted.presence |= {"a0": loading, "a1": device}
+    assert [demand.digest for demand in gate.poll().opened] == ["a1"]
+    scripted.presence |= {"a0": device}
+    assert [demand.digest for demand in gate.poll().opened] == ["a0"]
+    assert scripted.references == 2
 
 
 def test_a_pinned_adapter_is_never_drained() -> None:

@@ -275,8 +275,7 @@ def reach(world: World, state: str) -> None:
         case "preempted":
             add(request("first", 8, max_tokens=20))
             add(request("r", 8, max_tokens=20))
-            while not world.scheduler.preemptions:
-                world.step()
+            world.until(lambda: world.scheduler.preemptions > 0)
         case "held":
             add(request("r", 60, n=2))
             world.step()
@@ -385,8 +384,4 @@ def test_a_tenant_with_a_long_queue_does_not_delay_another_ones_first_token() ->
     for _ in range(30):
         world.step()
     world.scheduler.add(request("light", 4, max_tokens=1, tenant="light"))
-    steps = 0
-    while ("light", 0) not in world.ended:
-        world.step()
-        steps += 1
-    assert steps <= 10
+    assert world.until(lambda: ("light", 0) in world.ended) <= 10
