@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from weft.server.errors import ApiError, ErrorCode
+from weft.server.errors import ApiError, ErrorCode, invalid
 
 
 class Admission:
@@ -19,9 +19,11 @@ class Admission:
 
     @contextmanager
     def admit(self, sequences: int) -> Iterator[None]:
-        """Holds places for `sequences`; raises ApiError QUEUE_FULL or DRAINING at once."""
+        """Holds places for `sequences`; raises ApiError where it cannot now."""
         if self.draining:
             raise ApiError(ErrorCode.DRAINING)
+        if sequences > self.places:
+            raise invalid("n", f"asks for {sequences} choices, the server has {self.places} places")
         if self.inside + sequences > self.places:
             raise ApiError(ErrorCode.QUEUE_FULL)
         self.inside += sequences

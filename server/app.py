@@ -52,7 +52,12 @@ def create_app(services: Services, examples: Path | None = None) -> FastAPI:
         page_routes(examples),
     ):
         app.include_router(routes)
-    app.add_middleware(Front, tenants=services.tenants, metrics=services.metrics)
+    app.add_middleware(
+        Front,
+        tenants=services.tenants,
+        metrics=services.metrics,
+        proxy_header=services.settings.trust_proxy_header,
+    )
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     _describe_bodies(app)

@@ -21,14 +21,18 @@ log = logging.getLogger("weft.api")
 MAX_HEADER_BYTES = 32 * 1024
 # These say nothing of any tenant, and whoever checks that the server lives has no key.
 OPEN_PATHS = frozenset({"/", "/examples", "/health", "/ready"})
-_ONCE = ("host", "authorization", "content-length", "content-type", "transfer-encoding", "if-match")
+_ONCE = ("Host", "Authorization", "Content-Length", "Content-Type", "Transfer-Encoding", "If-Match")
 
 
 class Front:
     """Gives each request an id and a tenant, or answers it itself."""
 
-    def __init__(self, app: ASGIApp, *, tenants: Tenants, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, tenants: Tenants, metrics: Metrics, proxy_header: str | None
+    ) -> None:
+        """proxy_header: in which a trusted proxy, and nobody else, names the tenant"""
         self._app = app
+        self._proxy_header = proxy_header
         self._tenants = tenants
         self._metrics = metrics
 
@@ -63,16 +67,21 @@ class Front:
             self._metrics.answered(_template(scope), _method(scope), status or 499)
 
     def _check(self, scope: Scope) -> None:
-        check_framing(scope["headers"])
-        if scope["path"] not in OPEN_PATHS:
-            authorization = Headers(scope=scope).get("authorization")
-            scope["state"]["tenant"] = self._tenants.authenticate(authorization)
+        proxy = self._proxy_header
+        check_framing(scope["headers"], once=(proxy,) if proxy else ())
+        if scope["path"] in OPEN_PATHS:
+            return
+        headers = Headers(scope=scope)
+        tenant = self._tenants.authenticate(headers.get("authorization"))
+        if proxy and (named := headers.get(proxy)) is not None:
+            tenant = self._tenants.narrow(tenant, named)
+        scope["state"]["tenant"] = tenant
 
 
-def check_framing(headers: Sequence[tuple[bytes, bytes]]) -> None:
+def check_framing(headers: Sequence[tuple[bytes, bytes]], once: Sequence[str] = ()) -> None:
     """Refuses what two readers could understand in two ways; raises ApiError.
 
-    headers: as ASGI has them, names in lower case
+    headers: as ASGI has them, names in lower case   once: more that may not be repeated
     """
     if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         values = {"limit": MAX_HEADER_BYTES}
@@ -80,9 +89,9 @@ def check_framing(headers: Sequence[tuple[bytes, bytes]]) -> None:
     counts = Counter(name.decode("latin-1") for name, _ in headers)
     if counts["content-length"] and counts["transfer-encoding"]:
         raise invalid("Transfer-Encoding", "comes together with Content-Length")
-    for name in _ONCE:
-        if counts[name] > 1:
-            raise invalid(name.title(), "is given more than once")
+    for name in (*_ONCE, *once):
+        if counts[name.lower()] > 1:
+            raise invalid(name, "is given more than once")
     if sum(counts[name.lower()] for name in ADAPTER_HEADERS) > 1:
         raise invalid(ADAPTER_HEADERS[0], "is given more than once")
 

@@ -5,9 +5,12 @@ Knows no HTTP; what a client may do is decided before.
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import orjson
 from msgspec import structs
@@ -21,6 +24,10 @@ from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.engine.messages import LoadReport
 from weft.server.errors import invalid
 from weft.server.metrics import AdapterLabel, Metrics
+
+_WORKERS = 2
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Library:
         self._metrics = metrics
         self._reserved = reserved
         self._loading: Counter[AdapterLabel] = Counter()
+        self._workers = ThreadPoolExecutor(_WORKERS, "library")
 
     def announce(self, tenant: TenantContext) -> None:
         """Makes the series of the adapters that a tenant has already."""
@@ -69,6 +77,11 @@ class Library:
     def arriving(self, tenant: TenantContext) -> list[str]:
         """The names of all adapters that are loading, new or not."""
         return sorted(label.adapter for label in self._loading if label.tenant == tenant.id)
+
+    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs what may take minutes, in threads that no request's own short work waits for."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, partial(function, *args, **kwargs))
 
     async def restore_pins(self) -> None:
         """Tells an engine that has just started which versions to keep."""
@@ -97,7 +110,7 @@ class Library:
         if expected is not None and (before is None or before.digest != expected):
             raise VersionConflict(name, before.digest if before else None)
         with self._marked_loading(tenant, name):
-            upload = await asyncio.to_thread(self._registry.ingest, tenant, source)
+            upload = await self.work(self._registry.ingest, tenant, source)
             try:
                 report = await self._engine.load(upload.digest)
                 if dry_run:

@@ -14,7 +14,8 @@ from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError, ErrorCode
 
 DEFAULT_TENANT = TenantContext("default")
-TenantId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+TenantId = Annotated[str, Field(pattern=f"^{_ID}$")]
 _BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
 
 
@@ -86,3 +87,16 @@ class Tenants:
         if not match or not found:
             raise ApiError(ErrorCode.INVALID_API_KEY)
         return found[0]
+
+    def narrow(self, tenant: TenantContext, named: str) -> TenantContext:
+        """The tenant that a trusted proxy names, for a key that is nobody's in particular.
+
+        Raises ApiError where the key is another tenant's.
+        """
+        if named == tenant.id:
+            return tenant
+        if tenant != DEFAULT_TENANT or not re.fullmatch(_ID, named):
+            raise ApiError(
+                ErrorCode.FORBIDDEN, values={"reason": "the key is not the named tenant's"}
+            )
+        return TenantContext(named)

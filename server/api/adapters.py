@@ -48,14 +48,17 @@ def describe(services: Services, tenant: TenantContext, adapter: Adapter) -> Jso
     """What a client sees of an adapter."""
     state = services.metrics.states().get(adapter.digest)
     report = orjson.loads(adapter.report)
-    loading = services.library.loading(tenant, adapter.name)
+    if adapter.failed is None:
+        status = "ready"
+    else:
+        status = "loading" if services.library.loading(tenant, adapter.name) else "failed"
     return {
         "object": "adapter",
         "name": adapter.name,
         "id": adapter.id,
         "version": adapter.version,
         "digest": adapter.digest,
-        "state": "loading" if loading else "failed" if adapter.failed else "ready",
+        "state": status,
         "reason": adapter.failed,
         "tier": state.tier if state else "disk",
         "method": report["method"],
@@ -172,7 +175,7 @@ async def _install(request: Request, services: Services, name: str, dry_run: boo
     if body.path is not None:
         folder = allowed_folder(body.path, services.settings.adapter_root, limit)
     elif services.settings.allow_hub_adapters:
-        folder = await fetched_folder(body.repo or "", body.revision, limit)
+        folder = await library.work(fetched_folder, body.repo or "", body.revision, limit)
     else:
         values = {"flag": "--allow-hub-adapters"}
         raise ApiError(ErrorCode.ADAPTER_LOADING_DISABLED, param="repo", values=values)

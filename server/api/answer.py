@@ -95,7 +95,7 @@ class Answer(Response, ABC):
         except ClientGone:
             log.info("request %s: the client went away", self.request_id)
         except Exception as error:
-            if not self._started:
+            if not (self._started and self._body.stream):
                 raise
             failure = translate(error)
             log.warning("request %s: the stream ends with %s", self.request_id, failure)

@@ -86,6 +86,8 @@ class GenerationFields(RequestBody):
 
         logprobs: how many alternatives to report per token; None for no log-probabilities
         """
+        if "stream_options" in self.model_fields_set and not self.stream:
+            raise invalid("stream_options", "needs stream to be true")
         biases = {int(token): bias for token, bias in self.logit_bias.items()}
         for name, tokens in (("logit_bias", biases), ("stop_token_ids", self.stop_token_ids)):
             if any(token >= vocab_size for token in tokens):

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.datastructures import Headers
 
 from weft.server.api.json_response import json_response
 from weft.server.services import Services, services_of
@@ -28,7 +29,7 @@ async def list_models(request: Request) -> Response:
 async def show_model(request: Request, model: str) -> Response:
     """One of them."""
     services, tenant = services_of(request), request.state.tenant
-    with services.router.target(tenant, request.headers, model) as target:
+    with services.router.target(tenant, Headers(), model) as target:
         if target.label is None:
             return json_response(_base(services))
         name = target.label.adapter

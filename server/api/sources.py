@@ -3,7 +3,6 @@
 A path outside the allowed roots is refused in the same words whether it exists or not.
 """
 
-import asyncio
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,36 +38,31 @@ def allowed_folder(path: str, roots: Sequence[Path], limit: int) -> Path:
     return folder
 
 
-async def fetched_folder(repo: str, revision: str | None, limit: int) -> Path:
+def fetched_folder(repo: str, revision: str | None, limit: int) -> Path:
     """A repository's adapter, fetched from the hub into its cache.
 
     Raises ApiError where that fails, or where the weights have more than `limit` bytes.
     """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
     if not _REPO.fullmatch(repo):
         raise invalid("repo", "should be OWNER/NAME")
-    return await asyncio.to_thread(_fetch, repo, revision, limit)
+    try:
+        url = hf_hub_url(repo, WEIGHTS_NAME, revision=revision)
+        if (get_hf_file_metadata(url).size or 0) > limit:
+            raise too_large(limit)
+        hf_hub_download(repo, CONFIG_NAME, revision=revision)
+        return Path(hf_hub_download(repo, WEIGHTS_NAME, revision=revision)).parent
+    except EntryNotFoundError:
+        raise AdapterInvalid("repository", f"lacks {CONFIG_NAME} or {WEIGHTS_NAME}") from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise invalid("repo", "could not be fetched from the hub") from error
 
 
 def too_large(limit: int) -> ApiError:
     """The answer to an adapter beyond what the server takes."""
     return ApiError(ErrorCode.REQUEST_TOO_LARGE, values={"what": "adapter", "limit": limit})
-
-
-def _fetch(repo: str, revision: str | None, limit: int) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-    try:
-        url = hf_hub_url(repo, WEIGHTS_NAME, revision=revision)
-        if (get_hf_file_metadata(url).size or 0) > limit:
-            raise too_large(limit)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            folder = Path(hf_hub_download(repo, name, revision=revision)).parent
-    except EntryNotFoundError:
-        raise AdapterInvalid(WEIGHTS_NAME, "is missing in the repository") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise invalid("repo", "could not be fetched from the hub") from error
-    return folder
 
 
 def _resolve(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,25 @@ async def test_a_body_beyond_the_limit_is_413_and_ends_the_connection(api: Api) 
         )
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
     assert answer.headers["connection"] == "close"
+
+
+async def test_a_body_that_does_not_come_is_408(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weft.server.api.body.SILENCE_SECONDS", 0.01)
+    monkeypatch.setattr("weft.server.api.upload.SILENCE_SECONDS", 0.01)
+
+    async def silent() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with api.client() as client:
+        for method, path, kind in (
+            ("POST", "/v1/completions", "application/json"),
+            ("PUT", "/v1/adapters/a", "multipart/form-data; boundary=x"),
+        ):
+            headers = {"Content-Type": kind}
+            answer = await client.request(method, path, content=silent(), headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (408, "request_timeout")
+            assert answer.headers["connection"] == "close"
 
 
 async def test_unknown_routes_and_methods(api: Api) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from api_server import api
 
+from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError
 from weft.server.tenants import DEFAULT_TENANT, Tenants, TenantsInvalid
 
@@ -84,3 +85,36 @@ async def test_each_tenant_sees_its_own_adapters(tmp_path: Path) -> None:
                 for method, suffix in (("GET", ""), ("DELETE", ""), ("POST", "/pin")):
                     path_ = f"/v1/adapters/canary-{foreign}{suffix}"
                     assert (await client.request(method, path_)).status_code == 404
+
+
+async def test_a_trusted_proxy_names_the_tenant(tmp_path: Path) -> None:
+    with api(tmp_path, api_key="k", trust_proxy_header="X-Tenant") as made:
+        await made.add("acmes", tenant=TenantContext("acme"))
+        async with made.client(authorization="Bearer k") as client:
+            for named, seen in (("acme", 2), ("bolt", 1), (None, 1)):
+                headers = {"X-Tenant": named} if named else {}
+                models = (await client.get("/v1/models", headers=headers)).json()["data"]
+                assert len(models) == seen
+            for wrong in ("", "a/b", "x" * 65):
+                answer = await client.get("/v1/models", headers={"X-Tenant": wrong})
+                assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+            twice = [("X-Tenant", "acme"), ("x-tenant", "bolt")]
+            assert (await client.get("/v1/models", headers=twice)).status_code == 400
+
+
+async def test_a_proxy_cannot_widen_a_tenants_key(tmp_path: Path) -> None:
+    path = tmp_path / "tenants.toml"
+    path.write_text(f'[acme]\nkey_sha256 = ["{hashed("a")}"]\n')
+    with api(tmp_path, tenants=path, trust_proxy_header="X-Tenant") as made:
+        async with made.client(authorization="Bearer a") as client:
+            for named, status in (("acme", 200), ("bolt", 403), ("default", 403)):
+                answer = await client.get("/v1/models", headers={"X-Tenant": named})
+                assert answer.status_code == status
+
+
+async def test_without_a_trusted_proxy_the_header_means_nothing(tmp_path: Path) -> None:
+    with api(tmp_path) as made:
+        await made.add("acmes", tenant=TenantContext("acme"))
+        async with made.client() as client:
+            answer = await client.get("/v1/models", headers={"X-Tenant": "acme"})
+            assert len(answer.json()["data"]) == 1

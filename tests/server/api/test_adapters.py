@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from api_server import BASE, MESSAGES, Api, adapter_parts
 from api_server import api as make_api
 from fake_engine import stats_of
+from huggingface_hub.errors import EntryNotFoundError
 
 from weft.adapters.errors import AdapterInvalid, StorageFull
 from weft.server.tenants import DEFAULT_TENANT
@@ -193,7 +195,7 @@ async def test_a_repository_is_fetched_when_it_is(
     with make_api(tmp_path, allow_hub_adapters=True, adapter_root=()) as api:
         source = api.folder()
 
-        async def fetched(repo: str, revision: str | None, limit: int) -> Path:
+        def fetched(repo: str, revision: str | None, limit: int) -> Path:
             assert (repo, revision) == ("owner/name", "v1")
             return source
 
@@ -201,6 +203,44 @@ async def test_a_repository_is_fetched_when_it_is(
         async with api.client() as client:
             answer = await client.put(PATH, json={"repo": "owner/name", "revision": "v1"})
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("size", "failure", "status", "code"),
+    [
+        (10, None, 200, ""),
+        (1 << 40, None, 413, "request_too_large"),
+        (10, EntryNotFoundError("no such file"), 422, "adapter_invalid"),
+        (10, OSError("secret.example unreachable"), 400, "invalid_parameter"),
+    ],
+)
+async def test_what_the_hub_says(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    failure: Exception | None,
+    status: int,
+    code: str,
+) -> None:
+    with make_api(tmp_path, allow_hub_adapters=True) as api:
+        source = api.folder()
+
+        def download(_repo: str, name: str, revision: str | None = None) -> str:
+            if failure is not None:
+                raise failure
+            return str(source / name)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        monkeypatch.setattr(
+            "huggingface_hub.get_hf_file_metadata", lambda _: SimpleNamespace(size=size)
+        )
+        async with api.client() as client:
+            answer = await client.put(PATH, json={"repo": "owner/name"})
+            assert answer.status_code == status, answer.text
+            assert code in answer.text
+            assert "secret" not in answer.text
+            answer = await client.put(PATH, json={"repo": "../name"})
+            assert code_of(answer) == (400, "invalid_parameter")
 
 
 @pytest.mark.parametrize("name", ["a b", "-a", "x" * 65, "a@1", "%2e%2e", BASE])
@@ -220,6 +260,22 @@ async def test_what_the_engine_refuses_is_422_and_leaves_nothing(api: Api) -> No
     assert code_of(answer) == (422, "adapter_invalid")
     assert answer.json()["error"]["param"] == "q_proj.lora_A"
     assert "has another shape" in answer.json()["error"]["message"]
+    nothing_left(api)
+
+
+async def test_a_load_that_the_engine_does_not_survive_leaves_nothing(api: Api) -> None:
+    api.engine.ready = False
+    async with api.client() as client:
+        answer = await client.put(PATH, files=parts())
+    assert code_of(answer) == (503, "engine_unavailable")
+    nothing_left(api)
+
+
+async def test_removing_works_while_the_engine_is_away(api: Api) -> None:
+    await api.add("pirate")
+    api.engine.ready = False
+    async with api.client() as client:
+        assert (await client.delete(PATH)).status_code == 200
     nothing_left(api)
 
 

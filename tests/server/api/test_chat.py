@@ -287,6 +287,7 @@ REFUSED = [
     ({"top_logprobs": 3}, "invalid_parameter", "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "invalid_parameter", "top_logprobs"),
     ({"stream_options": {"x": 1}}, "unsupported_parameter", "stream_options.x"),
+    ({"stream_options": {}}, "invalid_parameter", "stream_options"),
     ({"messages": []}, "invalid_parameter", "messages"),
     ({"messages": "hi"}, "invalid_parameter", "messages"),
     ({"messages": [{"role": "user"}]}, "invalid_parameter", "messages[0].content"),

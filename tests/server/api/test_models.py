@@ -21,6 +21,12 @@ async def test_every_listed_id_can_be_sent_back(api: Api) -> None:
             assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
 
 
+async def test_a_clients_own_header_does_not_change_what_a_model_is(api: Api) -> None:
+    await api.add("pirate")
+    async with api.client(**{"X-Adapter-ID": "pirate"}) as client:
+        assert (await client.get(f"/v1/models/{BASE}")).json()["id"] == BASE
+
+
 async def test_a_model_by_version_and_one_that_is_not_there(api: Api) -> None:
     await api.add("pirate")
     async with api.client() as client:
