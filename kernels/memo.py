@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar, TypeVarTuple
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 
 class Memo:
@@ -15,14 +15,14 @@ class Memo:
     def _derived(self) -> dict[Hashable, Any]:
         return {}
 
-    def once(self, make: Callable[Concatenate[Self, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """`make(self, *args)`, computed at the first call and kept as long as this value.
+    def once(self, make: Callable[[Self, *Arguments], Result], *arguments: *Arguments) -> Result:
+        """`make(self, *arguments)`, computed at the first call and kept as long as this value.
 
-        Arguments must be hashable and positional.
+        The arguments must be hashable.
         """
-        key = (make, args)
+        key = (make, arguments)
         try:
-            result: R = self._derived[key]
+            result: Result = self._derived[key]
         except KeyError:
-            result = self._derived[key] = make(self, *args, **kwargs)
+            result = self._derived[key] = make(self, *arguments)
         return result

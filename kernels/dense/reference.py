@@ -26,9 +26,7 @@ def sparse_add_(
     """See `weft.kernels.dense.sparse_add_`."""
     for rows, (starts, columns, values) in table.rows(segments):
         size = (y.shape[1], x.shape[1])
-        matrix = torch.sparse_csr_tensor(
-            starts, columns, values, size=size, check_invariants=False
-        )
+        matrix = torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)
         y[rows].add_((matrix @ x[rows].to(values.dtype).T).T)
 
 
@@ -37,5 +35,5 @@ def kronecker_add_(
 ) -> None:
     """See `weft.kernels.dense.kronecker_add_`."""
     for rows, (outer, inner) in table.rows(segments):
-        parts = x[rows].to(inner.dtype).unflatten(1, (outer.shape[1], inner.shape[1]))
+        parts = x[rows].to(inner.dtype).view(-1, outer.shape[1], inner.shape[1])
         y[rows].add_((outer @ linear(parts, inner)).flatten(1))

@@ -20,19 +20,3 @@ def test_neighbouring_rows_of_one_slot_are_one_segment() -> None:
     assert segments.items == (Segment(2, 1, 3), Segment(0, 3, 4), Segment(0, 5, 6))
     assert segments
     assert not Segments.from_slots([-1, -1])
-
-
-def test_what_a_backend_derives_is_computed_once_for_each_argument() -> None:
-    calls: list[int] = []
-
-    def derive(segments: Segments, times: int) -> int:
-        calls.append(times)
-        return segments.rows * times
-
-    segments = Segments.from_slots([0, 0, 1])
-    assert [segments.once(derive, 2), segments.once(derive, 2), segments.once(derive, 5)] == [
-        6,
-        6,
-        15,
-    ]
-    assert calls == [2, 5]
