@@ -176,6 +176,7 @@ class _Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             ws="none",
+            lifespan="off",
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         super().__init__(config)
@@ -219,9 +220,7 @@ async def _serve(launch: _Launch) -> None:
         text = await asyncio.to_thread(_text, launch.base)
         services = _services(launch, engine, text)
         server = _Server(create_app(services, launch.examples), services, view)
-        await _until_ended(
-            server.serve(sockets=[launch.sock]), _finish_start(launch, services, ready)
-        )
+        await _until_ended(server, launch.sock, _finish_start(launch, services, ready))
     finally:
         view.stop()
         await engine.close()
@@ -239,17 +238,19 @@ def _services(launch: _Launch, engine: EngineClient, text: Text) -> Services:
     return _named("--tenants", assemble, TenantsInvalid)
 
 
-async def _until_ended(serve: Coroutine[Any, Any, None], start: Coroutine[Any, Any, None]) -> None:
+async def _until_ended(
+    server: _Server, sock: socket.socket, start: Coroutine[Any, Any, None]
+) -> None:
     """Serves from the beginning, and ends with the start if that fails."""
-    serving, starting = asyncio.create_task(serve), asyncio.create_task(start)
+    serving, starting = map(asyncio.create_task, (server.serve(sockets=[sock]), start))
     try:
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
         await serving
     finally:
-        for task in (serving, starting):
-            task.cancel()
+        starting.cancel()
+        server.should_exit = server.force_exit = True
         await asyncio.gather(serving, starting, return_exceptions=True)
 
 
