@@ -8,6 +8,7 @@ import torch
 
 from weft.server.engine.checks import ModelUnsupported
 
+GIB = 1 << 30
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Below this size a CPU spends more on converting than it saves on reading.
 _BF16_PARAMETERS = 50_000_000
@@ -52,6 +53,16 @@ def free_memory(device: torch.device) -> int:
     if limit is not None and used is not None:
         free.append(limit - used + _reclaimable(cgroup / "memory.stat"))
     return max(0, min(free))
+
+
+def require_free(option: str, wanted: int, device: torch.device) -> None:
+    """Raises ModelUnsupported where `option` asks for more bytes than the device has free."""
+    free = free_memory(device)
+    if wanted > free:
+        raise ModelUnsupported(
+            f"{option} asks for {wanted / GIB:.2f} GiB, but only {free / GIB:.2f} GiB are free on "
+            f"{device}: lower it"
+        )
 
 
 def _cpu_has_bf16() -> bool:

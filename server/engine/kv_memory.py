@@ -9,10 +9,10 @@ import torch
 
 from weft.server.engine.attention import AttentionStep, PagedLayer, set_backend
 from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
 
-GIB = 1 << 30
 _CPU_DEFAULT = 4 * GIB
 _CPU_SHARE = 0.4
 _CUDA_SHARE = 0.9
@@ -85,14 +85,8 @@ def choose_size(
 
 
 def _budget(config: EngineConfig, device: torch.device, free: int, workspace: int) -> int:
-    wanted = config.kv_cache_memory
-    if wanted is None:
-        if device.type == "cpu":
-            return min(_CPU_DEFAULT, int(free * _CPU_SHARE))
-        return int(free * _CUDA_SHARE) - workspace
-    if wanted > free:
-        raise ModelUnsupported(
-            f"--kv-cache-memory asks for {wanted / GIB:.2f} GiB, but only {free / GIB:.2f} GiB "
-            f"are free on {device}: lower it"
-        )
-    return wanted
+    if config.kv_cache_memory is not None:
+        return config.kv_cache_memory
+    if device.type == "cpu":
+        return min(_CPU_DEFAULT, int(free * _CPU_SHARE))
+    return int(free * _CUDA_SHARE) - workspace

@@ -15,13 +15,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from weft.adapters.arena import Arena
 from weft.adapters.base import BaseModules
 from weft.adapters.modules import adapt
-from weft.kernels.low_rank import LowRankTable, arena_dtype
+from weft.kernels.low_rank import arena_dtype
 from weft.server.engine import hardware, probe, weights
 from weft.server.engine.attention import AttentionStep, use_paged_attention
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.checks import ModelUnsupported, check_config, position_limit
 from weft.server.engine.forward import Forward
-from weft.server.engine.kv_memory import GIB, KVLayout, choose_size
+from weft.server.engine.hardware import GIB
+from weft.server.engine.kv_memory import KVLayout, choose_size
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
 from weft.server.engine.self_test import Reference, SelfTest, check_model
@@ -152,8 +153,9 @@ def _assemble(
     progress("self-test", 1, 2)
     base = BaseModules.of(model, spec.refused)
     with _memory("the adapters: lower --adapter-memory"):
-        arena, tables = _arena(wanted, base, source)
-    adapted, attention = adapt(model, tables), AttentionStep()
+        values = _arena(wanted, source)
+    adapted = adapt(model, base, spec.layouts, values, SLOTS)
+    arena, attention = Arena(values, adapted.tables), AttentionStep()
     forward = Forward(model, attention, adapted.state, wanted.page_size)
     layout.allocate(test.pages, attention)
     check_model(forward, test, reference)
@@ -162,6 +164,7 @@ def _assemble(
     with _memory("the KV cache: lower --kv-cache-memory or --max-num-batched-tokens"):
         workspace = _workspace(forward, layout, wanted, budget)
         free = hardware.free_memory(source.device)
+        hardware.require_free("--kv-cache-memory", wanted.kv_cache_memory or 0, source.device)
         size = choose_size(wanted, layout, longest=longest, free=free, workspace=workspace)
         layout.allocate(size.pages, attention)
     facts = ModelFacts(
@@ -195,22 +198,15 @@ def _token_budget(wanted: EngineConfig, longest: int, device: torch.device) -> i
     return max(budget, wanted.max_num_seqs)
 
 
-def _arena(
-    wanted: EngineConfig, base: BaseModules, source: _Source
-) -> tuple[Arena, dict[str, LowRankTable]]:
-    """The adapters' memory, with a table for each module that can be adapted."""
+def _arena(wanted: EngineConfig, source: _Source) -> Tensor:
+    """The adapters' memory."""
     dtype = arena_dtype(source.device, source.dtype)
     size = wanted.adapter_memory
     if size is None:
         share = int(hardware.free_memory(source.device) * _ADAPTER_SHARE)
         size = min(share, _LARGEST_DEFAULT_ARENA)
-    values = torch.empty(size // dtype.itemsize, dtype=dtype, device=source.device)
-    tables = {
-        name: LowRankTable(values, SLOTS, target.in_features, target.out_features)
-        for name, target in base.items()
-        if target.refusal is None
-    }
-    return Arena(values, tables), tables
+    hardware.require_free("--adapter-memory", size, source.device)
+    return torch.empty(size // dtype.itemsize, dtype=dtype, device=source.device)
 
 
 def _workspace(forward: Forward, layout: KVLayout, wanted: EngineConfig, budget: int) -> int:

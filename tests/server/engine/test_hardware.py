@@ -1,0 +1,51 @@
+"""Device, dtype and threads."""
+
+import pytest
+import torch
+
+from weft.server.engine import hardware
+from weft.server.engine.checks import ModelUnsupported
+
+CPU = torch.device("cpu")
+
+
+def test_names_are_checked() -> None:
+    with pytest.raises(ModelUnsupported, match="--device tpu"):
+        hardware.choose_device("tpu")
+    with pytest.raises(ModelUnsupported, match="--dtype int3 is not one of auto, bfloat16"):
+        hardware.choose_dtype("int3", CPU, 1)
+
+
+def test_a_cpu_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert hardware.choose_device("auto") == CPU
+    assert hardware.choose_device("cpu") == CPU
+    with pytest.raises(ModelUnsupported, match="no usable CUDA device"):
+        hardware.choose_device("cuda")
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert hardware.choose_device("auto").type == "cuda"
+    assert hardware.choose_device("cuda:1").index == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "has_bf16", "expected"),
+    [
+        (1_000_000, True, torch.float32),
+        (100_000_000, True, torch.bfloat16),
+        (100_000_000, False, torch.float32),
+    ],
+)
+def test_small_models_stay_in_float32_on_a_cpu(
+    parameters: int, has_bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: has_bf16)
+    assert hardware.choose_dtype("auto", CPU, parameters) == expected
+    assert hardware.choose_dtype("float16", CPU, parameters) == torch.float16
+
+
+def test_threads_and_memory_are_sensible() -> None:
+    assert hardware.default_threads() >= 1
+    assert hardware.free_memory(CPU) > 0
