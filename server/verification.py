@@ -67,10 +67,10 @@ def verify_adapter(
     """
     expected = _run_peft(adapter, base, prompts, max_tokens, device)
     actual = _run_weft(adapter, base, prompts, max_tokens, device)
-    return [_compare(theirs, ours) for theirs, ours in zip(expected, actual, strict=True)]
+    return [compare(theirs, ours) for theirs, ours in zip(expected, actual, strict=True)]
 
 
-def _compare(expected: Tensor, actual: Tensor) -> Compared:
+def compare(expected: Tensor, actual: Tensor) -> Compared:
     """Of logits `[tokens, vocabulary]` from both sides."""
     theirs, ours = (tuple(logits.argmax(-1).tolist()) for logits in (expected, actual))
     shared = Compared(theirs, ours, 0.0).equal + 1
