@@ -10,29 +10,33 @@ import torch
 from torch import Tensor
 
 from weft.adapters.errors import AdapterInvalid
-from weft.adapters.packed import Packed
+from weft.adapters.module_tables import ModuleTables
+from weft.adapters.packed import Packed, typed_view
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.pool import Placement
-from weft.kernels.low_rank import LowRankTable
 
 _Run = tuple[int, int, int]
 """Elements that are copied together: where from, where to, how many."""
 
 
 class Arena:
-    """One 1-D tensor, and for each adaptable module the table of what lies where in it."""
+    """One 1-D tensor, and for each adaptable module the tables of what lies where in it."""
 
-    def __init__(self, values: Tensor, tables: Mapping[str, LowRankTable]) -> None:
+    def __init__(self, values: Tensor, tables: Mapping[str, ModuleTables]) -> None:
         self.values = values
+        self._bytes = values.view(torch.uint8)
         self._tables = tables
         self._modules: dict[int, tuple[str, ...]] = {}
         self._stream = _side_stream(values.device) if values.is_cuda else None
 
     def check(self, plan: AdapterPlan) -> None:
-        """Raises AdapterInvalid where the plan names a module that has no table."""
-        for module in plan.ops:
+        """Raises AdapterInvalid where a module does not exist or cannot take an operation."""
+        for module, op in plan:
             if module not in self._tables:
                 raise AdapterInvalid(module, "is not a module of the base that adapters change")
+            if not self._tables[module].accepts(op):
+                kind = type(op).__name__
+                raise AdapterInvalid(module, f"is a module that no {kind} can be applied to")
 
     def install(self, placement: Placement, packed: Packed) -> "Installation":
         """Begins to copy a version to its place."""
@@ -40,12 +44,14 @@ class Arena:
 
     def publish(self, placement: Placement, packed: Packed) -> None:
         """Lets the slot compute with the version, whose tensors are all in place."""
-        itemsize = self.values.element_size()
-        offsets = [offset // itemsize for offset in placement.offsets]
-        self._modules[placement.slot] = tuple(packed.plan.ops)
-        pairs = zip(offsets[::2], offsets[1::2], strict=True)
-        for (module, op), (a, b) in zip(packed.plan.ops.items(), pairs, strict=True):
-            self._tables[module].set(placement.slot, a, b, op.rank)
+        stored = packed.plan.stored(self.values.dtype)
+        placed = packed.plan.with_tensors(
+            typed_view(self._bytes, offset, tensor.shape, dtype)
+            for (_, tensor, dtype), offset in zip(stored, placement.offsets, strict=True)
+        )
+        self._modules[placement.slot] = tuple(placed.ops)
+        for module, ops in placed.ops.items():
+            self._tables[module].set(placement.slot, ops)
 
     def clear(self, slot: int) -> None:
         """Lets the slot add nothing anywhere."""

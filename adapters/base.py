@@ -42,9 +42,28 @@ class TargetModule:
         return self.in_features * self.out_features
 
 
+@dataclass(frozen=True)
+class ParameterOwner:
+    """Any module with parameters of its own, in place of which an adapter may bring others.
+
+    shapes: of the parameters by their names in the module, as the module stores them
+    refusal: why an adapter cannot, or None
+    """
+
+    type_name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    refusal: str | None = None
+
+
+ReadParameter = Callable[[str, str], Tensor]
+"""Gives a parameter by the names of its module and its own; raises AdapterInvalid."""
+
+
 class BaseModules(Mapping[str, TargetModule]):
     """The base's linear layers and embeddings by full name, in the model's order.
 
+    owners: all modules with parameters, those included   types: all modules' types by name
+    parameter: gives a parameter's values, called with the names of its module and its own
     head: name of the output head, or None
     tied: names of the modules that share one weight (embedding and head of a tied model)
     parameters: number of values of the whole base
@@ -54,13 +73,17 @@ class BaseModules(Mapping[str, TargetModule]):
         self,
         targets: Mapping[str, TargetModule],
         *,
+        owners: Mapping[str, ParameterOwner],
+        types: Mapping[str, str],
+        parameter: ReadParameter,
         head: str | None = None,
         tied: frozenset[str] = frozenset(),
         parameters: int = 0,
-        others: Mapping[str, str] | None = None,
     ) -> None:
         self._targets = targets
-        self._others = others or {}
+        self.owners = owners
+        self.types = types
+        self.parameter = parameter
         self.head = head
         self.tied = tied
         self.parameters = parameters
@@ -71,34 +94,38 @@ class BaseModules(Mapping[str, TargetModule]):
 
         `refused` says of further modules, by name, why they cannot be adapted.
         """
-        targets: dict[str, TargetModule] = {}
-        others: dict[str, str] = {}
-        for name, module in model.named_modules():
-            target = _target(name, module, (refused or {}).get(name))
-            if target is not None:
-                targets[name] = target
-            else:
-                others[name] = type(module).__name__
+        refusals = refused or {}
+        modules = dict(model.named_modules())
+        read = _reader(modules)
+        targets = {
+            name: target
+            for name, module in modules.items()
+            if (target := _target(name, module, read, refusals.get(name))) is not None
+        }
         return cls(
             targets,
+            owners=_owners(modules, refusals),
+            types={name: type(module).__name__ for name, module in modules.items()},
+            parameter=read,
             head=head_of(model),
             tied=_tied(model, targets),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            others=others,
         )
 
-    def with_weights(self, read: Callable[[str], Tensor]) -> "BaseModules":
-        """The same modules with weights from `read`, called with a module's name."""
+    def with_parameters(self, read: ReadParameter) -> "BaseModules":
+        """The same modules with values from `read`."""
         targets = {
-            name: replace(target, weight=partial(read, name))
+            name: replace(target, weight=partial(_weight, read, name, target.kind))
             for name, target in self._targets.items()
         }
         return BaseModules(
             targets,
+            owners=self.owners,
+            types=self.types,
+            parameter=read,
             head=self.head,
             tied=self.tied,
             parameters=self.parameters,
-            others=self._others,
         )
 
     def __getitem__(self, name: str) -> TargetModule:
@@ -114,8 +141,8 @@ class BaseModules(Mapping[str, TargetModule]):
         """Why `name` cannot be adapted, in words for the adapter's owner."""
         if name in self._targets:
             return self._targets[name].refusal or "can be adapted"
-        if name in self._others:
-            return f"the base's {name} is a {self._others[name]}, not a linear layer or embedding"
+        if name in self.types:
+            return f"the base's {name} is a {self.types[name]}, not a linear layer or embedding"
         return f"the base has no module {name}"
 
 
@@ -125,36 +152,36 @@ def head_of(model: PreTrainedModel) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
-def _target(name: str, module: nn.Module, refusal: str | None) -> TargetModule | None:
-    if isinstance(module, nn.Linear):
-        return TargetModule(
-            name,
-            "linear",
-            module.in_features,
-            module.out_features,
-            _weight(name, module),
-            refusal=refusal,
-        )
-    if isinstance(module, Conv1D):
-        return TargetModule(
-            name,
-            "conv1d",
-            module.nx,
-            module.nf,
-            _weight(name, module, transposed=True),
-            refusal=refusal,
-        )
-    if isinstance(module, nn.Embedding):
-        return TargetModule(
-            name,
-            "embedding",
-            module.num_embeddings,
-            module.embedding_dim,
-            _weight(name, module),
-            scale=_scale(module) or 1.0,
-            refusal=refusal or _embedding_refusal(module),
-        )
-    return None
+def _target(
+    name: str, module: nn.Module, read: ReadParameter, refusal: str | None
+) -> TargetModule | None:
+    scale = 1.0
+    kind: Kind
+    match module:
+        case nn.Linear():
+            kind, widths = "linear", (module.in_features, module.out_features)
+        case Conv1D():
+            kind, widths = "conv1d", (module.nx, module.nf)
+        case nn.Embedding():
+            kind, widths = "embedding", (module.num_embeddings, module.embedding_dim)
+            scale = _scale(module) or 1.0
+            refusal = refusal or _embedding_refusal(module)
+        case _:
+            return None
+    weight = partial(_weight, read, name, kind)
+    return TargetModule(name, kind, *widths, weight, scale=scale, refusal=refusal)
+
+
+def _owners(
+    modules: Mapping[str, nn.Module], refusals: Mapping[str, str]
+) -> dict[str, ParameterOwner]:
+    owners = {}
+    for name, module in modules.items():
+        parameters = module.named_parameters(recurse=False)
+        shapes = {own: tuple(parameter.shape) for own, parameter in parameters}
+        if shapes:
+            owners[name] = ParameterOwner(type(module).__name__, shapes, refusals.get(name))
+    return owners
 
 
 def _embedding_refusal(module: nn.Embedding) -> str | None:
@@ -172,14 +199,21 @@ def _scale(module: nn.Embedding) -> float | None:
     return None
 
 
-def _weight(name: str, module: nn.Module, *, transposed: bool = False) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        weight = module.weight
-        if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
-            raise AdapterInvalid(name, "needs the base's weight, which is not loaded in full here")
-        return weight.detach().T if transposed else weight.detach()
+def _reader(modules: Mapping[str, nn.Module]) -> ReadParameter:
+    def read(module: str, name: str) -> Tensor:
+        value = getattr(modules[module], name, None)
+        if not isinstance(value, Tensor) or value.is_meta or not value.is_floating_point():
+            raise AdapterInvalid(
+                module, f"needs the base's {name}, which is not loaded in full here"
+            )
+        return value.detach()
 
     return read
+
+
+def _weight(read: ReadParameter, name: str, kind: Kind) -> Tensor:
+    weight = read(name, "weight")
+    return weight.T if kind == "conv1d" else weight
 
 
 def _tied(model: nn.Module, targets: Mapping[str, TargetModule]) -> frozenset[str]:

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import torch
+
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.header import Header
 from weft.adapters.methods.base_copies import module_of
 from weft.adapters.methods.names import normal_name
+from weft.adapters.operations import LowRank
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.strict_json import Json
 
@@ -28,7 +31,7 @@ class Card:
 
     targets: last parts of the adapted modules' names   modules: how many there are
     tensors: in the file   trained: values in the file, copies of the base's weights not counted
-    rank: the largest as computed, after lowering
+    rank: the largest as computed, after lowering; 0 where nothing is of low rank
     alpha: as configured, None where the method has none
     share: trained values as a fraction of the base's   bytes: on the device
     warnings: what is no reason to refuse, but may surprise
@@ -48,11 +51,16 @@ class Card:
 
 
 def describe(
-    checkpoint: Checkpoint, plan: AdapterPlan, base: BaseModules, *, itemsize: int, base_name: str
+    checkpoint: Checkpoint,
+    plan: AdapterPlan,
+    base: BaseModules,
+    *,
+    dtype: torch.dtype,
+    base_name: str,
 ) -> Card:
     """The card of a version that `lower` accepted.
 
-    itemsize: bytes of a value on the device   base_name: what the served base is called
+    dtype: of the arena on the device   base_name: what the served base is called
     """
     trained = _trained(checkpoint.header, base)
     alpha = checkpoint.config.get("lora_alpha")
@@ -62,10 +70,10 @@ def describe(
         modules=len(plan.ops),
         tensors=len(checkpoint.header.tensors),
         trained=trained,
-        rank=max(op.rank for op in plan.ops.values()),
+        rank=max((op.rank for op in plan.of_kind(LowRank).values()), default=0),
         alpha=float(alpha) if isinstance(alpha, int | float) else None,
         share=trained / max(1, base.parameters),
-        bytes=plan.elements * itemsize,
+        bytes=plan.nbytes(dtype),
         checks=CHECKS,
         warnings=tuple(_warnings(checkpoint.config, plan, base, base_name)),
     )
@@ -88,14 +96,15 @@ def _warnings(
         warnings.append(
             f"trained on {_last(trained_on)}, served on {_last(base_name)}; names and shapes agree"
         )
+    pairs = plan.of_kind(LowRank)
     excessive = [
         name
-        for name, op in plan.ops.items()
+        for name, op in pairs.items()
         if op.rank > min(base[name].in_features, base[name].out_features)
     ]
     if excessive:
         warnings.append(
-            f"rank {plan.ops[excessive[0]].rank} is larger than a side of {excessive[0]}: "
+            f"rank {pairs[excessive[0]].rank} is larger than a side of {excessive[0]}: "
             "a lower rank would hold the same update"
         )
     return warnings

@@ -3,15 +3,16 @@
 Knows no files and no requests; which rows belong to which slot is told by the step.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from weft.adapters.base import head_of
-from weft.kernels.low_rank import LowRankTable, low_rank_add_, low_rank_embed_add_
+from weft.adapters.base import BaseModules
+from weft.adapters.module_tables import ModuleTables
+from weft.adapters.operations import Override
 from weft.kernels.segments import Segments
 
 _NONE = Segments((), 0)
@@ -30,12 +31,15 @@ class StepState:
 
 
 class Adapted(nn.Module):
-    """A base module and its adapters' operations. Base rows come out as the base computes them."""
+    """A base module and its adapters' operations. Base rows come out as the base computes them.
 
-    def __init__(self, base: nn.Module, table: LowRankTable, state: StepState) -> None:
+    A module in which no slot of the step has an operation costs one set lookup.
+    """
+
+    def __init__(self, base: nn.Module, tables: ModuleTables, state: StepState) -> None:
         super().__init__()
         self.base = base
-        self.table = table
+        self.tables = tables
         self.state = state
 
     @property
@@ -53,24 +57,39 @@ class Adapted(nn.Module):
         """The adapter rows among the rows that this module sees."""
         return self.state.segments
 
-    def check(self, rows: int, segments: Segments) -> None:
-        """Raises RuntimeError where the module got other rows than the step's."""
-        if rows != segments.rows:
-            raise RuntimeError(f"a module got {rows} rows in a step of {segments.rows}")
+    def forward(self, x: Tensor) -> Tensor:
+        """x: the step's rows in order, as the base module takes them."""
+        segments = self.segments()
+        if not self.tables.any_in(segments.slots):
+            y: Tensor = self.base(x)
+            return y
+        rows = self.rows(x)
+        _check(len(rows), segments)
+        return self.adapted(x, rows, segments)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """`x` with one row of the step in each row."""
+        return x.reshape(-1, x.shape[-1])
+
+    def adapted(self, x: Tensor, rows: Tensor, segments: Segments) -> Tensor:
+        """The base's output of `x`, changed by the operations of the segments' slots."""
+        slots = segments.slots
+        inputs = [(verb, table) for verb, table in self.tables.inputs if table.any_in(slots)]
+        if inputs:
+            rows = rows.clone()
+            x = rows.view(x.shape)
+        for verb, table in inputs:
+            verb(rows, table, segments)
+        y: Tensor = self.base(x)
+        results = y.view(-1, y.shape[-1])
+        for change, table in self.tables.outputs:
+            if table.any_in(slots):
+                change(results, rows, table, segments)
+        return y
 
 
 class AdaptedLinear(Adapted):
-    """`y = W x + bias`, then for each adapter row `y += B (A x)` of its adapter."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in_features], the step's rows in order; returns [..., out_features]."""
-        y: Tensor = self.base(x)
-        segments = self.segments()
-        if self.table.any_in(segments.slots):
-            rows = x.reshape(-1, x.shape[-1])
-            self.check(len(rows), segments)
-            low_rank_add_(y.view(-1, y.shape[-1]), rows, self.table, segments)
-        return y
+    """A linear layer; x: [..., in_features], returns [..., out_features]."""
 
 
 class AdaptedHead(AdaptedLinear):
@@ -82,44 +101,113 @@ class AdaptedHead(AdaptedLinear):
 
 
 class AdaptedEmbedding(Adapted):
-    """`y = W[ids]`, then for each adapter row `y += B A[:, ids]` of its adapter."""
+    """An embedding; x: int64 [...], returns [..., width]."""
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids: int64 [...], the step's rows in order; returns [..., width]."""
-        y: Tensor = self.base(ids)
-        segments = self.segments()
-        if self.table.any_in(segments.slots):
-            rows = ids.reshape(-1)
-            self.check(len(rows), segments)
-            low_rank_embed_add_(y.view(-1, y.shape[-1]), rows, self.table, segments)
-        return y
+    def rows(self, x: Tensor) -> Tensor:
+        """The ids in one dimension."""
+        return x.reshape(-1)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Which dimension of a module's arguments, and of its results, counts the step's rows.
+
+    All arguments are tensors and passed by position; `results` has one entry where the module
+    returns one tensor, or as many as the tuple that it returns.
+    """
+
+    arguments: tuple[int, ...]
+    results: tuple[int, ...]
+
+
+class Overridable:
+    """Any other module, whose rows get the parameters that their slots override.
+
+    The module stays where it is; its forward is replaced for as long as a slot overrides it, so
+    that it costs nothing until then.
+    """
+
+    def __init__(
+        self, base: nn.Module, layout: RowLayout, state: StepState, arena: Tensor, slots: int
+    ) -> None:
+        self.tables = ModuleTables(base, arena, slots, in_use=self._attach)
+        self._base = base
+        self._forward = base.forward
+        self._layout = layout
+        self._state = state
+        self._overrides = self.tables.table(Override)
+
+    def forward(self, *args: Tensor) -> Any:
+        """As the base computes it, but for the rows of slots with an override."""
+        result = self._forward(*args)
+        segments = self._state.segments
+        if not self._overrides.any_in(segments.slots):
+            return result
+        _check(args[0].shape[self._layout.arguments[0]], segments)
+        results = result if isinstance(result, tuple) else (result,)
+        for rows, module in self._overrides.rows(segments):
+            changed = module(*_narrowed(args, self._layout.arguments, rows))
+            changed = changed if isinstance(changed, tuple) else (changed,)
+            for whole, part in zip(
+                _narrowed(results, self._layout.results, rows), changed, strict=True
+            ):
+                whole.copy_(part)
+        return result
+
+    def _attach(self, used: bool) -> None:
+        if used:
+            self._base.__dict__["forward"] = self.forward
+        else:
+            self._base.__dict__.pop("forward", None)
 
 
 @dataclass(frozen=True)
 class AdaptedModules:
     """The handle of an adapted model: where slots are filled, and where a step is announced."""
 
-    tables: Mapping[str, LowRankTable]
-    state: StepState = field(default_factory=StepState)
+    tables: Mapping[str, ModuleTables]
+    state: StepState
 
 
-def adapt(model: PreTrainedModel, tables: Mapping[str, LowRankTable]) -> AdaptedModules:
-    """Wraps, in place, each module named in `tables`; call it last, after tying and prepacking.
+def adapt(
+    model: PreTrainedModel,
+    base: BaseModules,
+    layouts: Mapping[str, RowLayout],
+    arena: Tensor,
+    slots: int,
+) -> AdaptedModules:
+    """Wraps, in place, each module of `base` that adapters can change; call it last, after tying.
 
-    A module that no slot of a step has a pair for costs one set lookup.
+    layouts: of the modules beside linear layers and embeddings, by name
     """
-    adapted = AdaptedModules(dict(tables))
-    head = head_of(model)
-    for name, table in adapted.tables.items():
+    state = StepState()
+    tables: dict[str, ModuleTables] = {}
+    for name, target in base.items():
+        if target.refusal is None:
+            module = model.get_submodule(name)
+            tables[name] = ModuleTables(module, arena, slots)
+            wrapper = _wrapper(module, is_head=name == base.head)
+            model.set_submodule(name, wrapper(module, tables[name], state))
+    for name, layout in layouts.items():
         module = model.get_submodule(name)
-        wrapper = _wrapper(module, is_head=name == head)
-        model.set_submodule(name, wrapper(module, table, adapted.state))
-    return adapted
+        tables[name] = Overridable(module, layout, state, arena, slots).tables
+    return AdaptedModules(tables, state)
 
 
 def _wrapper(module: nn.Module, *, is_head: bool) -> type[Adapted]:
     if isinstance(module, nn.Embedding):
         return AdaptedEmbedding
-    if isinstance(module, nn.Linear | Conv1D):
-        return AdaptedHead if is_head else AdaptedLinear
-    raise TypeError(f"{type(module).__name__} cannot be adapted")
+    return AdaptedHead if is_head else AdaptedLinear
+
+
+def _check(rows: int, segments: Segments) -> None:
+    """Raises RuntimeError where a module got other rows than the step's."""
+    if rows != segments.rows:
+        raise RuntimeError(f"a module got {rows} rows in a step of {segments.rows}")
+
+
+def _narrowed(tensors: Sequence[Tensor], dims: Sequence[int], rows: slice) -> list[Tensor]:
+    count = rows.stop - rows.start
+    return [
+        tensor.narrow(dim, rows.start, count) for tensor, dim in zip(tensors, dims, strict=True)
+    ]

@@ -1,21 +1,22 @@
 """A plan in one host buffer, laid out as it will lie on the device. Knows no slots and no files."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from weft.adapters.errors import AdapterInvalid
-from weft.adapters.plan import AdapterPlan, LowRank
+from weft.adapters.plan import AdapterPlan
 
 
 @dataclass(frozen=True)
 class Packed:
     """A plan whose tensors are views of `buffer`, a 1-D tensor of the arena's dtype.
 
-    `sizes` are the tensors' bytes, padding included, in the order of the plan's operations, `a`
-    before `b`; in the buffer they follow each other without gaps.
+    `sizes` are the tensors' bytes, padding included, in the plan's order; in the buffer they
+    follow each other without gaps. A tensor of another dtype lies there as its own bytes.
     """
 
     plan: AdapterPlan
@@ -33,26 +34,24 @@ def pack(plan: AdapterPlan, dtype: torch.dtype, align: int, *, pin_memory: bool)
 
     Raises AdapterInvalid where a value is finite in the file but not in `dtype`.
     """
-    sizes = tuple(_padded(t.numel() * dtype.itemsize, align) for _, t in _tensors(plan))
+    sources = list(plan.stored(dtype))
+    sizes = tuple(_padded(t.numel() * stored.itemsize, align) for _, t, stored in sources)
     buffer = torch.zeros(sum(sizes) // dtype.itemsize, dtype=dtype, pin_memory=pin_memory)
+    data = buffer.view(torch.uint8)
     views: list[Tensor] = []
-    start = 0
-    for (module, tensor), size in zip(_tensors(plan), sizes, strict=True):
-        view = buffer[start : start + tensor.numel()].view(tensor.shape)
+    for (module, tensor, stored), start in zip(sources, accumulate(sizes, initial=0), strict=False):
+        view = typed_view(data, start, tensor.shape, stored)
         view.copy_(tensor)
-        if not torch.isfinite(view).all():
-            raise AdapterInvalid(module, f"has values that {dtype} cannot hold")
+        if stored.is_floating_point and not torch.isfinite(view).all():
+            raise AdapterInvalid(module, f"has values that {stored} cannot hold")
         views.append(view)
-        start += size // dtype.itemsize
-    pairs = zip(views[::2], views[1::2], strict=True)
-    ops = {module: LowRank(a, b) for module, (a, b) in zip(plan.ops, pairs, strict=True)}
-    return Packed(replace(plan, ops=ops), buffer, sizes)
+    return Packed(plan.with_tensors(views), buffer, sizes)
 
 
-def _tensors(plan: AdapterPlan) -> Iterator[tuple[str, Tensor]]:
-    for module, op in plan.ops.items():
-        yield module, op.a
-        yield module, op.b
+def typed_view(data: Tensor, start: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """What lies in `data`, 1-D bytes, from byte `start` on, as a tensor of `shape` and `dtype`."""
+    count = torch.Size(shape).numel() * dtype.itemsize
+    return data[start : start + count].view(dtype).view(shape)
 
 
 def _padded(size: int, align: int) -> int:

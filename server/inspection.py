@@ -38,8 +38,7 @@ def inspect_adapter(adapter: Path, base_folder: Path, base_name: str) -> Card:
         ),
     )
     plan = lower(checkpoint, read_tensors(checkpoint), base)
-    itemsize = arena_dtype(device, dtype).itemsize
-    return describe(checkpoint, plan, base, itemsize=itemsize, base_name=base_name)
+    return describe(checkpoint, plan, base, dtype=arena_dtype(device, dtype), base_name=base_name)
 
 
 def _base(skeleton: PreTrainedModel, load: Callable[[], PreTrainedModel]) -> BaseModules:
@@ -49,13 +48,13 @@ def _base(skeleton: PreTrainedModel, load: Callable[[], PreTrainedModel]) -> Bas
     def loaded() -> BaseModules:
         return _with_refusals(load())
 
-    def weight(name: str) -> Tensor:
-        return loaded()[name].weight()
+    def parameter(module: str, name: str) -> Tensor:
+        return loaded().parameter(module, name)
 
     try:
         # In bfloat16, because expert layers have no float32 kernel to tell shapes from.
         skeleton.bfloat16()
-        return _with_refusals(skeleton).with_weights(weight)
+        return _with_refusals(skeleton).with_parameters(parameter)
     except (NotImplementedError, RuntimeError):  # a forward that looks at values needs real ones
         return loaded()
 

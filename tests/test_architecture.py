@@ -24,10 +24,13 @@ MAY_IMPORT_TORCH = (
     "weft.adapters.card",
     "weft.adapters.loader",
     "weft.adapters.methods",
+    "weft.adapters.module_tables",
     "weft.adapters.modules",
+    "weft.adapters.operations",
     "weft.adapters.packed",
     "weft.adapters.plan",
     "weft.adapters.residency",
+    "weft.adapters.stages",
     "weft.adapters.tensors",
     "weft.server.cli.inspect",
     "weft.server.cli.verify",
@@ -39,6 +42,7 @@ MAY_IMPORT_TORCH = (
     "weft.server.engine.kv_spec",
     "weft.server.engine.model",
     "weft.server.engine.process",
+    "weft.server.engine.row_layouts",
     "weft.server.engine.sampling",
 )
 MAX_FILE_LINES = 400

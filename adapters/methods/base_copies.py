@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weft.adapters.base import BaseModules
 from weft.adapters.methods.names import NamedTensors
-from weft.adapters.plan import LowRank
+from weft.adapters.operations import LowRank
 
 _SUFFIXES = (".base_layer.weight", ".weight")
 

@@ -9,7 +9,7 @@ import torch
 from weft.adapters.base import BaseModules
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.methods.lora_config import Init, Strength
-from weft.adapters.plan import LowRank
+from weft.adapters.operations import LowRank
 
 
 def base_change(init: Init, base: BaseModules, name: str, strength: Strength) -> LowRank | None:

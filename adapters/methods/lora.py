@@ -12,10 +12,12 @@ from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
 from weft.adapters.methods import base_copies
 from weft.adapters.methods.changed_base import base_change
+from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import invalid
 from weft.adapters.methods.lora_config import LoraConfig, Strength
 from weft.adapters.methods.names import NamedTensors
-from weft.adapters.plan import AdapterPlan, LowRank
+from weft.adapters.operations import LowRank
+from weft.adapters.plan import AdapterPlan
 from weft.adapters.tensors import all_finite
 
 _FOREIGN = (
@@ -27,7 +29,6 @@ _FOREIGN = (
     (r"\.base_layer\.lora_", "is LoRA on a bare parameter, but target_parameters is not set"),
 )
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_NO_EFFECT = 1e-6
 
 
 def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModules) -> AdapterPlan:
@@ -36,20 +37,19 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
     Raises AdapterInvalid unless configuration, file and base agree on every module and tensor.
     """
     config = LoraConfig.read(checkpoint.config)
-    named = NamedTensors(tensors)
-    modules = _selected(config, named, base)
-    _refuse_foreign(named, modules, base)
+    draft = Draft(checkpoint, tensors, base)
+    modules = _selected(config, draft.named, base)
+    _refuse_foreign(draft.named, modules, base)
     changes: dict[str, LowRank] = {}
-    ops: dict[str, LowRank] = {}
     for name, strength in config.strengths(modules).items():
-        ops[name] = _pair(named, base[name], strength)
+        pair = _pair(draft.named, base[name], strength)
         change = base_change(config.init, base, name, strength)
         if change is not None:
             changes[name] = change
-            ops[name] = _joined(ops[name], change)
-    base_copies.drop(named, base, changes)
-    _require_effect(ops)
-    return AdapterPlan(checkpoint.digest, "lora", ops)
+            pair = _joined(pair, change)
+        draft.add(name, pair)
+    base_copies.drop(draft.named, base, changes)
+    return draft.plan("lora")
 
 
 def part_names(module: TargetModule) -> tuple[str, str]:
@@ -117,16 +117,3 @@ def _pair(named: NamedTensors, module: TargetModule, strength: Strength) -> LowR
 
 def _joined(first: LowRank, second: LowRank) -> LowRank:
     return LowRank(torch.cat([first.a, second.a]), torch.cat([first.b, second.b]))
-
-
-def _require_effect(ops: Mapping[str, LowRank]) -> None:
-    """At least one op must change its module's output by more than rounding does."""
-    if not any(_changes(op) for op in ops.values()):
-        raise AdapterInvalid(WEIGHTS_NAME, "changes nothing: every update is zero (not trained?)")
-
-
-def _changes(op: LowRank) -> bool:
-    a, b = op.a.double(), op.b.double()
-    terms = (a @ a.T) * (b @ b.T)  # their sum is the squared norm of aᵀ b
-    scale = float(terms.diagonal().sum())
-    return scale > 0 and float(terms.sum()) > _NO_EFFECT**2 * scale

@@ -1,19 +1,19 @@
 """What a model's layers store per token, seen in a dry run instead of believed from a config."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from weft.adapters.base import head_of
+from weft.adapters.modules import RowLayout
 from weft.server.engine.attention import AttentionOptions, set_backend
 from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.row_layouts import RowWatch
 
-_ROWS = 7
+_ROWS = 13  # like no dimension of a model: heads, experts, widths
 _KEPT = 3
 
 
@@ -30,12 +30,14 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class KVSpec:
-    """All attention layers in the order in which they run, and which modules mix up rows.
+    """All attention layers in the order in which they run, and how modules see a step's rows.
 
-    refused: why a linear or embedding cannot be adapted row by row, by its name
+    layouts: of the modules beside linears and embeddings that can be adapted row by row
+    refused: why a module with parameters cannot be adapted row by row, by its name
     """
 
     layers: tuple[LayerSpec, ...]
+    layouts: Mapping[str, RowLayout]
     refused: Mapping[str, str]
 
     @property
@@ -57,22 +59,15 @@ class KVSpec:
         recorder = _Recorder()
         for module in model.modules():
             set_backend(module, recorder)
-        with _row_counts(model) as rows:
+        with RowWatch.of(model, _ROWS) as watch:
             _dry_run(model)
         for module in model.modules():
             set_backend(module, None)
         if not recorder.layers:
             raise ModelUnsupported(f"{type(model).__name__} never called its attention function")
-        return cls(tuple(recorder.layers.values()), _refused(rows, head_of(model)))
-
-
-def _refused(rows: Mapping[str, list[int]], head: str | None) -> dict[str, str]:
-    """Only a module that runs once, over exactly the rows of the step, can tell rows apart."""
-    return {
-        name: f"the base does not run {name} once for each token"
-        for name, counts in rows.items()
-        if counts != [_KEPT if name == head else _ROWS]
-    }
+        head = head_of(model)
+        refused = watch.refused({} if head is None else {head: _KEPT}, _ROWS)
+        return cls(tuple(recorder.layers.values()), watch.adaptable(), refused)
 
 
 @torch.inference_mode()
@@ -103,24 +98,3 @@ class _Recorder:
             module, k.shape[1], k.shape[2], v.shape[2], options.window
         )
         return q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
-
-
-@contextmanager
-def _row_counts(model: PreTrainedModel) -> Iterator[dict[str, list[int]]]:
-    """How many rows each linear or embedding sees, call by call."""
-    rows: dict[str, list[int]] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
-            counts = rows.setdefault(name, [])
-
-            def note(module: nn.Module, args: tuple[Tensor], counts: list[int] = counts) -> None:
-                width = 1 if isinstance(module, nn.Embedding) else args[0].shape[-1]
-                counts.append(args[0].numel() // width)
-
-            handles.append(module.register_forward_pre_hook(note))
-    try:
-        yield rows
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -31,7 +31,7 @@ class Versions:
         checkpoint = self._store.read(digest)
         plan = lower(checkpoint, read_tensors(checkpoint), self._base)
         self._cards[digest] = describe(
-            checkpoint, plan, self._base, itemsize=self._dtype.itemsize, base_name=self._base_name
+            checkpoint, plan, self._base, dtype=self._dtype, base_name=self._base_name
         )
         return plan
 

@@ -2,13 +2,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import arena, assert_installed, plan, plan_bytes
+from plans import arena, assert_installed, is_empty, plan, plan_bytes
 
 from weft.adapters.arena import Arena, Installation
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.packed import Packed, pack
 from weft.adapters.pool import Pool
-from weft.kernels.low_rank import LowRankTable
 
 
 def packed(digest: str, rank: int = 4, modules: tuple[str, ...] = ("up", "down")) -> Packed:
@@ -42,10 +41,10 @@ def test_nothing_is_visible_before_the_last_slice() -> None:
     copied = 0
     while copied < plan_bytes():
         assert not installation.finish()
-        assert all(table.pair(slot) is None for table in tables.values())
+        assert is_empty(tables, slot)
         copied += installation.advance(100)
     assert installation.finish()
-    assert all(table.pair(slot) is not None for table in tables.values())
+    assert all(table.any_in([slot]) for table in tables.values())
 
 
 def test_a_version_spreads_over_the_holes_that_others_left() -> None:
@@ -69,7 +68,7 @@ def test_a_slot_taken_over_keeps_nothing_of_its_last_version() -> None:
     run(installation)
     pool.commit("a")
     slot, installation = begin(pool, target, packed("b", modules=("down",)))
-    assert all(table.pair(slot) is None for table in tables.values())
+    assert is_empty(tables, slot)
     run(installation)
     assert_installed(tables, slot, plan("b", modules=("down",)))
 
@@ -88,18 +87,9 @@ def test_a_module_that_the_base_lacks_is_refused_by_name() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_version_arrives_over_its_own_stream() -> None:
-    values = torch.full((plan_bytes(64) // 4,), torch.nan, device="cuda")
-    tables = {
-        module: LowRankTable(values, 2, op.a.shape[1], op.b.shape[1])
-        for module, op in plan("a").ops.items()
-    }
+    target, tables = arena(plan_bytes(64), slots=2, device="cuda")
     version = pack(plan("a", 64), torch.float32, 16, pin_memory=True)
-    pool, target = Pool(values.nbytes, 2), Arena(values, tables)
-    slot, installation = begin(pool, target, version)
+    slot, installation = begin(Pool(target.values.nbytes, 2), target, version)
     while not installation.finish():
         installation.advance(1000)
-    for module, op in plan("a", 64).ops.items():
-        pair = tables[module].pair(slot)
-        assert pair is not None
-        assert torch.equal(pair[0].cpu(), op.a)
-        assert torch.equal(pair[1].cpu(), op.b)
+    assert_installed(tables, slot, plan("a", 64))

@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from adapter_files import edit_config
 from peft_adapters import save_lora
 from tiny_models import tiny_model
@@ -15,11 +16,11 @@ from weft.adapters.tensors import read_tensors
 MODEL = tiny_model("llama")
 
 
-def card(folder: Path, itemsize: int = 2) -> Card:
+def card(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Card:
     checkpoint = read_checkpoint(folder)
     base = BaseModules.of(MODEL)
     plan = lower(checkpoint, read_tensors(checkpoint), base)
-    return describe(checkpoint, plan, base, itemsize=itemsize, base_name="some/llama-tiny")
+    return describe(checkpoint, plan, base, dtype=dtype, base_name="some/llama-tiny")
 
 
 def test_a_lora(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_a_lora(tmp_path: Path) -> None:
 
 def test_an_unconverted_pissa_costs_twice_its_file(tmp_path: Path) -> None:
     config: dict[str, Any] = {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}
-    result = card(save_lora(tmp_path, "llama", r=4, **config), itemsize=4)
+    result = card(save_lora(tmp_path, "llama", r=4, **config), dtype=torch.float32)
     assert result.rank == 8
     assert result.bytes == 8 * result.trained
 

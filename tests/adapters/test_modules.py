@@ -5,10 +5,9 @@ import torch
 from adapted_model import AdaptedModel
 from peft_adapters import peft_logits, save_lora
 from tiny_models import tiny_model
-from torch import nn
 
+from weft.adapters.base import BaseModules
 from weft.adapters.modules import adapt
-from weft.kernels.low_rank import LowRankTable
 from weft.kernels.segments import Segments
 
 IDS = torch.randint(5, 512, (3, 8), generator=torch.Generator().manual_seed(1))
@@ -18,8 +17,11 @@ ARCHITECTURES = ["llama", "qwen2", "gemma2", "gpt2"]
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_base_rows_keep_their_bits(arch: str, tmp_path: Path) -> None:
     folder = save_lora(tmp_path, arch, target_modules="all-linear")
+    base = AdaptedModel(arch, []).logits(IDS, [-1, -1, -1])
+    assert torch.allclose(base, peft_logits(arch, None, IDS), atol=1e-5)
     model = AdaptedModel(arch, [folder])
-    assert torch.equal(model.logits(IDS, [-1, -1, -1]), peft_logits(arch, None, IDS))
+    assert torch.equal(model.logits(IDS, [-1, -1, -1]), base)
+    assert torch.equal(model.logits(IDS, [-1, 0, -1])[::2], base[::2])
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -40,36 +42,30 @@ def test_the_head_sees_only_kept_rows(arch: str, tmp_path: Path) -> None:
 def test_other_rows_than_the_steps_are_an_error(tmp_path: Path) -> None:
     folder = save_lora(tmp_path, "llama", target_modules=["q_proj"])
     model = AdaptedModel("llama", [folder])
-    model.state.segments = model.state.kept = Segments.from_slots([0] * 5)
+    state = model.forward.adapters
+    state.segments = state.kept = Segments.from_slots([0] * 5)
     with pytest.raises(RuntimeError, match="24 rows in a step of 5"):
-        model.model(input_ids=IDS, use_cache=False)
+        model.model(input_ids=IDS.view(1, -1), use_cache=False)
 
 
 def test_an_emptied_slot_is_the_base_again(tmp_path: Path) -> None:
     folder = save_lora(tmp_path, "llama", target_modules=["q_proj", "embed_tokens"])
     model = AdaptedModel("llama", [folder])
-    assert not torch.equal(model.logits(IDS, [0, 0, 0]), peft_logits("llama", None, IDS))
-    for table in model.tables.values():
-        table.clear(0)
-    assert torch.equal(model.logits(IDS, [0, 0, 0]), peft_logits("llama", None, IDS))
+    base = model.logits(IDS, [-1, -1, -1])
+    assert not torch.equal(model.logits(IDS, [0, 0, 0]), base)
+    model.arena.clear(0)
+    assert torch.equal(model.logits(IDS, [0, 0, 0]), base)
 
 
 def test_modelling_code_still_finds_weights_and_biases() -> None:
     model = tiny_model("qwen2")
     before = dict(model.named_parameters())
-    arena = torch.zeros(1)
-    names = ["model.layers.0.self_attn.q_proj", "model.embed_tokens", "lm_head"]
-    adapted = adapt(model, {name: LowRankTable(arena, 1, 64, 64) for name in names})
-    assert list(adapted.tables) == names
-    q_proj = model.get_submodule(names[0])
-    assert q_proj.weight is before[names[0] + ".weight"]
-    assert q_proj.bias is before[names[0] + ".bias"]
+    base = BaseModules.of(model)
+    adapted = adapt(model, base, {}, torch.zeros(1), 1)
+    assert list(adapted.tables) == list(base)
+    name = "model.layers.0.self_attn.q_proj"
+    q_proj = model.get_submodule(name)
+    assert q_proj.weight is before[name + ".weight"]
+    assert q_proj.bias is before[name + ".bias"]
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.get_output_embeddings().bias is None
-
-
-def test_only_linear_layers_and_embeddings_are_wrapped() -> None:
-    model = tiny_model("llama")
-    with pytest.raises(TypeError, match="LlamaRMSNorm cannot be adapted"):
-        adapt(model, {"model.norm": LowRankTable(torch.zeros(1), 1, 64, 64)})
-    assert not isinstance(model.get_submodule("model.norm"), nn.Linear)

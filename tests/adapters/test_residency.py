@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from plans import arena, assert_installed, plan, plan_bytes
+from plans import arena, assert_installed, is_empty, plan, plan_bytes
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
 from weft.adapters.loader import Loader
@@ -280,7 +280,7 @@ def test_forgetting_waits_for_the_last_reference(bench: Bench) -> None:
     bench.residency.release(refs[1])
     assert not bench.residency.held("a")
     assert bench.residency.states() == ()
-    assert all(table.pair(refs[0].slot) is None for table in bench.tables.values())
+    assert is_empty(bench.tables, refs[0].slot)
 
 
 def test_forgetting_stops_a_version_on_its_way(bench: Bench) -> None:

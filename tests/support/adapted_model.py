@@ -1,7 +1,7 @@
 """A tiny model whose modules are adapted, with lowered adapters in its slots."""
 
 from collections.abc import Sequence
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,24 @@ from tiny_models import tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from weft.adapters.arena import Arena
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import read_checkpoint
 from weft.adapters.methods import lower
 from weft.adapters.modules import adapt
+from weft.adapters.packed import pack
 from weft.adapters.plan import AdapterPlan
+from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.tensors import read_tensors
-from weft.kernels.low_rank import LowRankTable
 from weft.kernels.segments import Segments
+from weft.server.engine import probe
+from weft.server.engine.attention import AttentionStep, use_paged_attention
+from weft.server.engine.forward import Forward
+from weft.server.engine.kv_memory import KVLayout
+from weft.server.engine.kv_spec import KVSpec
+
+PAGE_SIZE = 4
+ALIGNMENT = 16
 
 
 def lower_folder(path: Path, model: PreTrainedModel) -> AdapterPlan:
@@ -26,48 +36,46 @@ def lower_folder(path: Path, model: PreTrainedModel) -> AdapterPlan:
 
 
 class AdaptedModel:
-    """`tiny_model(arch, **model)` with the adapter of folder i in slot i."""
+    """`tiny_model(arch, **model)` on a paged cache, with the adapter of folder i in slot i."""
 
     def __init__(self, arch: str, folders: Sequence[Path], **model: Any) -> None:
         self.model = tiny_model(arch, **model)
-        base = BaseModules.of(self.model)
+        use_paged_attention(self.model)
+        spec = KVSpec.discover(self.model)
+        base = BaseModules.of(self.model, spec.refused)
         self.plans = [lower_folder(folder, self.model) for folder in folders]
-        arena = torch.zeros(sum(plan.elements for plan in self.plans))
-        self.tables = {
-            name: LowRankTable(arena, len(folders), target.in_features, target.out_features)
-            for name, target in base.items()
-            if target.refusal is None
-        }
-        self._fill(arena)
-        self.state = adapt(self.model, self.tables).state
+        packed = [pack(p, torch.float32, ALIGNMENT, pin_memory=False) for p in self.plans]
+        values = torch.zeros(max(4, sum(len(version.buffer) for version in packed)))
+        adapted = adapt(self.model, base, spec.layouts, values, max(1, len(folders)))
+        self.arena = Arena(values, adapted.tables)
+        self._layout = KVLayout(spec, PAGE_SIZE, torch.float32, torch.device("cpu"))
+        self.forward = Forward(self.model, AttentionStep(), adapted.state, PAGE_SIZE)
+        pool = Pool(values.nbytes, max(1, len(folders)), ALIGNMENT)
+        for version in packed:
+            self.arena.check(version.plan)
+            placement = pool.reserve(version.plan.digest, version.sizes)
+            assert placement is not None
+            installation = self.arena.install(placement, version)
+            while not installation.finish():
+                installation.advance(1 << 20)
+            pool.commit(version.plan.digest)
 
     def logits(
         self, ids: Tensor, slots: Sequence[int], keep: Sequence[int] | None = None
     ) -> Tensor:
         """Logits of sequences `ids` [batch, tokens], each with the adapter of its slot (-1: base).
 
-        keep: the positions whose logits are wanted; all by default.
+        All are computed in one step. keep: the positions whose logits are wanted; all by default.
         """
-        batch, tokens = ids.shape
+        count, tokens = ids.shape
         kept = range(tokens) if keep is None else keep
-        self.state.segments = Segments.from_slots([s for s in slots for _ in range(tokens)])
-        self.state.kept = Segments.from_slots([s for s in slots for _ in kept])
-        with torch.inference_mode():
-            logits: Tensor = self.model(
-                input_ids=ids,
-                position_ids=torch.arange(tokens).repeat(batch, 1),
-                use_cache=False,
-                logits_to_keep=torch.tensor(list(kept)),
-            ).logits
-        return logits
-
-    def _fill(self, arena: Tensor) -> None:
-        offset = 0
-        for slot, plan in zip(count(), self.plans, strict=False):
-            for name, op in plan.ops.items():
-                places = []
-                for tensor in (op.a, op.b):
-                    arena[offset : offset + tensor.numel()] = tensor.flatten()
-                    places.append(offset)
-                    offset += tensor.numel()
-                self.tables[name].set(slot, places[0], places[1], op.rank)
+        sequences = probe.probes([tuple(row) for row in ids.tolist()], PAGE_SIZE)
+        for seq, slot in zip(sequences, slots, strict=True):
+            seq.slot = None if slot < 0 else SlotRef(slot, 0)
+        batch = replace(
+            self.forward.build(probe.whole(sequences)),
+            kept=torch.tensor([row * tokens + at for row in range(count) for at in kept]),
+            kept_segments=Segments.from_slots([slot for slot in slots for _ in kept]),
+        )
+        self._layout.allocate(1 + count * -(-tokens // PAGE_SIZE), self.forward.attention)
+        return self.forward.run(batch).view(count, len(kept), -1)

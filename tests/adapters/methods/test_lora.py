@@ -9,6 +9,8 @@ from adapted_model import AdaptedModel
 from adapter_files import edit_tensors
 from peft_adapters import peft_logits, save_lora
 
+from weft.adapters.operations import LowRank
+
 TOLERANCE = 2e-5
 IDS = torch.randint(5, 512, (2, 13), generator=torch.Generator().manual_seed(3))
 
@@ -142,5 +144,5 @@ def test_a_plan_says_which_version_it_is(tmp_path: Path) -> None:
     plan = AdaptedModel("llama", [folder]).plans[0]
     assert plan.method == "lora"
     assert len(plan.digest) == 64
-    assert {op.rank for op in plan.ops.values()} == {10}
-    assert all(op.a.is_contiguous() and op.b.is_contiguous() for op in plan.ops.values())
+    assert {op.rank for op in plan.of_kind(LowRank).values()} == {10}
+    assert all(tensor.is_contiguous() for _, op in plan for tensor in op.tensors)

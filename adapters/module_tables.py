@@ -1,0 +1,119 @@
+"""What each slot does in one module of the base: a table for each kind of operation.
+
+Knows no versions; the arena says which slot holds what, the wrapped module computes with it.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from weft.adapters.operations import LowRank, Operation, Override
+from weft.adapters.stages import InputVerb, OutputVerb, stages_of
+from weft.kernels.low_rank import LowRankTable
+from weft.kernels.slot_table import SlotTable
+
+Table = LowRankTable | SlotTable[Any]
+
+
+class ModuleTables:
+    """The operations on one module by slot.
+
+    arena: 1-D, holds the operations' tensors   slots: how many there are
+    in_use: called with whether any slot has an operation, each time that changes
+
+    low_rank: the low-rank pairs, or None where the module cannot take any
+    inputs, outputs: the tables in use with their verbs, in the order of the stages
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        arena: Tensor,
+        slots: int,
+        in_use: Callable[[bool], None] = lambda used: None,
+    ) -> None:
+        self._module = module
+        self._stages = stages_of(module)
+        self._in_use = in_use
+        self._kinds: dict[int, tuple[type[Operation], ...]] = {}
+        self._users: Counter[type[Operation]] = Counter()
+        self._tables: dict[type[Operation], SlotTable[Any]] = {}
+        self.low_rank = _low_rank_table(module, arena, slots)
+        self.inputs: tuple[tuple[InputVerb, Table], ...] = ()
+        self.outputs: tuple[tuple[OutputVerb, Table], ...] = ()
+
+    def accepts(self, op: Operation) -> bool:
+        """Whether the module can take an operation of this kind."""
+        return type(op) in self._stages.kinds
+
+    def any_in(self, slots: Iterable[int]) -> bool:
+        """Whether any of `slots` has an operation here."""
+        return not self._kinds.keys().isdisjoint(slots)
+
+    def set(self, slot: int, ops: Sequence[Operation]) -> None:
+        """Lets `slot` compute with operations whose tensors are views of the arena."""
+        self.clear(slot)
+        self._kinds[slot] = tuple(type(op) for op in ops)
+        self._users.update(self._kinds[slot])
+        for op in ops:
+            self._place(slot, op)
+        self._refresh()
+
+    def clear(self, slot: int) -> None:
+        """Lets `slot` change nothing."""
+        kinds = self._kinds.pop(slot, None)
+        if kinds is not None:
+            self._users.subtract(kinds)
+            for kind in kinds:
+                self._any_table(kind).clear(slot)
+            self._refresh()
+
+    def table(self, kind: type[Operation]) -> SlotTable[Any]:
+        """What the slots compute with, by tensors, or for an Override by module; not of LowRank."""
+        return self._tables.setdefault(kind, SlotTable())
+
+    def _place(self, slot: int, op: Operation) -> None:
+        if isinstance(op, LowRank):
+            assert self.low_rank is not None
+            start = int(self.low_rank.arena.storage_offset())
+            at_a, at_b = (int(tensor.storage_offset()) - start for tensor in (op.a, op.b))
+            self.low_rank.set(slot, at_a, at_b, op.rank)
+        elif isinstance(op, Override):
+            self.table(Override).set(slot, twin(self._module, op.parameters))
+        else:
+            self.table(type(op)).set(slot, op.tensors)
+
+    def _any_table(self, kind: type[Operation]) -> Table:
+        if kind is LowRank and self.low_rank is not None:
+            return self.low_rank
+        return self.table(kind)
+
+    def _refresh(self) -> None:
+        stages, users = self._stages, self._users
+        self.inputs = tuple((v, self._any_table(k)) for k, v in stages.inputs.items() if users[k])
+        self.outputs = tuple((v, self._any_table(k)) for k, v in stages.outputs.items() if users[k])
+        self._in_use(bool(self._kinds))
+
+
+def twin(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
+    """A module like `module`, sharing all it has, but with these of its own parameters."""
+    result = copy.copy(module)
+    result.__dict__.pop("forward", None)  # what other slots' overrides have put there
+    result._parameters = {**module._parameters, **parameters}  # type: ignore[dict-item]
+    return result
+
+
+def _low_rank_table(module: nn.Module, arena: Tensor, slots: int) -> LowRankTable | None:
+    match module:
+        case nn.Linear():
+            return LowRankTable(arena, slots, module.in_features, module.out_features)
+        case Conv1D():
+            return LowRankTable(arena, slots, module.nx, module.nf)
+        case nn.Embedding():
+            return LowRankTable(arena, slots, module.num_embeddings, module.embedding_dim)
+        case _:
+            return None

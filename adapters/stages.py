@@ -1,0 +1,96 @@
+"""Which operations a module of each kind can take, in which order, and by which kernel.
+
+This is the one place that says so; `weft.adapters.operations` says what they mean.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from weft.adapters.operations import (
+    Dense,
+    InputRotation,
+    InputScale,
+    Kronecker,
+    LowRank,
+    Operation,
+    OutputScale,
+    OutputShift,
+    Override,
+    PairRotation,
+    RowOverride,
+    Sparse,
+)
+from weft.kernels.dense import dense_add_, kronecker_add_, sparse_add_
+from weft.kernels.low_rank import low_rank_add_, low_rank_embed_add_
+from weft.kernels.replacement import replace_embedded_, replace_outputs_
+from weft.kernels.rotation import rotate_blocks_, rotate_pairs_
+from weft.kernels.scale import scale_, shift_
+from weft.kernels.segments import Segments
+from weft.kernels.slot_table import SlotTable
+
+InputVerb = Callable[[Tensor, Any, Segments], None]
+"""Called with (x, table, segments); changes x in place."""
+OutputVerb = Callable[[Tensor, Tensor, Any, Segments], None]
+"""Called with (y, x, table, segments); changes y in place."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The operations that come before a module and those after it, in order."""
+
+    inputs: Mapping[type[Operation], InputVerb]
+    outputs: Mapping[type[Operation], OutputVerb]
+
+    @property
+    def kinds(self) -> frozenset[type[Operation]]:
+        """All operations that the module can take."""
+        return frozenset(self.inputs) | frozenset(self.outputs)
+
+
+def override_(y: Tensor, x: Tensor, table: SlotTable[nn.Module], segments: Segments) -> None:
+    """`y[s] = module(x[s])` for the rows s of each segment, with the module of its slot."""
+    for rows, module in table.rows(segments):
+        y[rows] = module(x[rows])
+
+
+def _on_output(verb: Callable[[Tensor, Any, Segments], None]) -> OutputVerb:
+    return lambda y, x, table, segments: verb(y, table, segments)
+
+
+LINEAR = Stages(
+    inputs={InputRotation: rotate_blocks_, InputScale: scale_},
+    outputs={
+        Override: override_,
+        RowOverride: replace_outputs_,
+        OutputScale: _on_output(scale_),
+        OutputShift: _on_output(shift_),
+        LowRank: low_rank_add_,
+        Dense: dense_add_,
+        Sparse: sparse_add_,
+        Kronecker: kronecker_add_,
+        PairRotation: _on_output(rotate_pairs_),
+    },
+)
+EMBEDDING = Stages(
+    inputs={},
+    outputs={
+        Override: override_,
+        RowOverride: replace_embedded_,
+        OutputScale: _on_output(scale_),
+        OutputShift: _on_output(shift_),
+        LowRank: low_rank_embed_add_,
+    },
+)
+# Norms, routers, experts: whatever computes each row by itself can be given other parameters.
+OTHER = Stages(inputs={}, outputs={Override: override_})
+
+
+def stages_of(module: nn.Module) -> Stages:
+    """The stages of a module of the base."""
+    if isinstance(module, nn.Linear | Conv1D):
+        return LINEAR
+    return EMBEDDING if isinstance(module, nn.Embedding) else OTHER
