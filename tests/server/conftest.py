@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from api_server import Api
-from api_server import api as make_api
+
+if TYPE_CHECKING:
+    from api_server import Api
 
 
 @pytest.fixture
-def api(tmp_path: Path) -> Iterator[Api]:
-    with make_api(tmp_path) as made:
+def api(tmp_path: Path) -> "Iterator[Api]":
+    import api_server  # here, because most tests below this folder need no app
+
+    with api_server.api(tmp_path) as made:
         yield made
         made.check()

@@ -1,5 +1,6 @@
 """The tokenizer facade: loading, templates, and the errors of both."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -38,8 +39,15 @@ def test_a_folder_without_tokenizer_says_so(tmp_path: Path) -> None:
         Text.load(str(tmp_path))
 
 
-def test_a_broken_tokenizer_says_so(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("{")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("tokenizer.json", content) for content in ("", "{", "{}", "[]", '{"model": 5}')),
+        *(("tokenizer_config.json", content) for content in ("", "{", "[]")),
+    ],
+)
+def test_a_broken_tokenizer_says_so(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
     with pytest.raises(TokenizerUnusable, match="tokenizer"):
         Text.load(str(folder))
 
@@ -89,6 +97,17 @@ def test_developer_is_system_unless_the_template_knows_better() -> None:
     assert aware.decode(aware.encode_chat(developer)) == "developer"
 
 
-def test_importing_it_loads_no_torch() -> None:
-    code = "import sys, weft.server.app; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_neither_the_app_nor_a_plain_tokenizer_loads_torch(folder: Path) -> None:
+    code = (
+        "import sys, weft.server.app; from weft.server.text import Text;"
+        "Text.load(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+def test_a_class_of_its_own_reads_the_same_tokenizer(folder: Path) -> None:
+    config = folder / "tokenizer_config.json"
+    fields = json.loads(config.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
+    config.write_text(json.dumps(fields))
+    text = Text.load(str(folder))
+    assert text.decode(text.encode("hello 日本")) == "hello 日本"
