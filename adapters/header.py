@@ -12,7 +12,9 @@ from weft.adapters.strict_json import Json, parse_object
 WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 8192
-DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"F32": 4, "F16": 2, "BF16": 2})
+DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
+    {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I16": 2, "I32": 4, "I64": 8}
+)
 
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 8
@@ -93,8 +95,8 @@ def _spec(name: str, entry: Json) -> TensorSpec:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise AdapterInvalid(name, f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
-    if not _whole_numbers(shape) or 0 in shape or len(shape) > _MAX_DIMENSIONS:
-        raise AdapterInvalid(name, "shape must be a short list of positive integers")
+    if not _whole_numbers(shape) or len(shape) > _MAX_DIMENSIONS or max(shape, default=0) >> 31:
+        raise AdapterInvalid(name, "shape must be a short list of sizes below 2**31")
     if not _whole_numbers(offsets) or len(offsets) != 2:
         raise AdapterInvalid(name, "data_offsets must be two integers")
     start, stop = offsets
@@ -107,8 +109,8 @@ def _whole_numbers(value: Json) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def _bytes_order(spec: TensorSpec) -> int:
-    return spec.start
+def _bytes_order(spec: TensorSpec) -> tuple[int, int]:
+    return spec.start, spec.stop
 
 
 def _check_layout(specs: list[TensorSpec], data_bytes: int) -> None:

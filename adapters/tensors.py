@@ -11,7 +11,15 @@ from weft.adapters.checkpoint import Checkpoint, start_digest
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME, TensorSpec
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -38,6 +46,8 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite; a tensor's largest magnitude tells, in one fast pass."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
     return math.isfinite(tensor.abs().max().item())
 
 
@@ -56,4 +66,6 @@ def _read(file: BufferedReader, spec: TensorSpec) -> bytearray:
 
 
 def _tensor(data: bytearray, spec: TensorSpec) -> Tensor:
+    if not data:
+        return torch.empty(spec.shape, dtype=_DTYPES[spec.dtype])
     return torch.frombuffer(data, dtype=_DTYPES[spec.dtype]).view(spec.shape)

@@ -50,6 +50,20 @@ class Fields:
         value = self.get(name)
         return default if value is None else positive_integer(value, name)
 
+    def count(self, name: str, default: int) -> int:
+        """An integer that may be 0."""
+        value = self.get(name)
+        return 0 if type(value) is int and value == 0 else self.integer(name, default)
+
+    def choice(self, name: str, *allowed: str) -> str:
+        """One of a few words, the first by default."""
+        value = self.get(name)
+        if value is None:
+            return allowed[0]
+        if isinstance(value, str) and value in allowed:
+            return value
+        raise invalid(name, f"{value!r} is not served; only {', '.join(allowed)} is")
+
     def number(self, name: str, default: float) -> float:
         """A finite number."""
         value = self.get(name)

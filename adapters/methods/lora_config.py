@@ -1,16 +1,15 @@
 """The fields of a LoRA configuration that change what is computed, and why others are refused."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from weft.adapters.methods.fields import Fields, finite_number, invalid, positive_integer
-from weft.adapters.methods.patterns import Patterns
+from weft.adapters.methods.patterns import first_match
 from weft.adapters.methods.targets import TargetRule
 from weft.adapters.strict_json import Json
 
-T = TypeVar("T")
 Init = Literal["plain", "pissa", "olora"]
 
 _CONVERT = (
@@ -108,8 +107,8 @@ class LoraConfig:
 
     def strengths(self, modules: Iterable[str]) -> dict[str, Strength]:
         """Rank and scaling of each module, by name."""
-        rank_of = _first_match(self.rank_pattern, self.rank, "rank_pattern")
-        alpha_of = _first_match(self.alpha_pattern, self.alpha, "alpha_pattern")
+        rank_of = first_match(self.rank_pattern, self.rank, "rank_pattern")
+        alpha_of = first_match(self.alpha_pattern, self.alpha, "alpha_pattern")
         result = {}
         for name in modules:
             rank = rank_of(name)
@@ -130,13 +129,3 @@ def _init(fields: Fields) -> Init:
     else:
         reason = _REFUSED_INITS.get(name, "is a way to train that this server does not know")
     raise invalid("init_lora_weights", f"{value!r}: {reason}")
-
-
-def _first_match(patterns: Mapping[str, T], default: T, field: str) -> Callable[[str], T]:
-    compiler = Patterns(field)
-    tests = [(compiler.tail_test(key), value) for key, value in patterns.items()]
-
-    def value_of(name: str) -> T:
-        return next((value for matches, value in tests if matches(name)), default)
-
-    return value_of

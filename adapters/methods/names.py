@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from weft.adapters.errors import AdapterInvalid
+from weft.adapters.header import WEIGHTS_NAME
 
 _PREFIX = re.compile(
     r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.|base_model\.model\.|base_model\.)*"
@@ -41,18 +42,28 @@ class NamedTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Removes and returns a tensor; raises AdapterInvalid where its shape is another."""
+    def take(self, name: str, shape: tuple[int, ...], *, integers: bool = False) -> Tensor:
+        """Removes and returns a tensor.
+
+        Raises AdapterInvalid where there is none, its shape is another, or its values are not of
+        the kind that is wanted: integers, or else floating-point.
+        """
+        self.shape(name)
         tensor = self._tensors[name]
         if tuple(tensor.shape) != shape:
             raise self.refusal(
                 name, f"has shape {list(tensor.shape)}, this base and config need {list(shape)}"
             )
+        if tensor.is_floating_point() == integers:
+            wanted = "integers" if integers else "floating-point values"
+            raise self.refusal(name, f"has values of {tensor.dtype}, needs {wanted}")
         del self._tensors[name]
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor that has not been taken yet."""
+        """The shape of a tensor that has not been taken yet; raises AdapterInvalid without one."""
+        if name not in self._tensors:
+            raise AdapterInvalid(WEIGHTS_NAME, f"holds no {name}")
         return tuple(self._tensors[name].shape)
 
     def refusal(self, name: str, reason: str) -> AdapterInvalid:

@@ -1,13 +1,19 @@
 """Regular expressions out of an upload: what `re` accepts, matched within a bounded time."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import thread_time
+from typing import TypeVar
 
 import regex
 
 from weft.adapters.methods.fields import invalid
+
+T = TypeVar("T")
+
+AFTER_A_DOT = r".*\.{}$"
+ANYWHERE = r".*?(?:{})"
 
 _MAX_LENGTH = 4096
 _SECONDS = 1.0
@@ -58,6 +64,30 @@ class Patterns:
             raise invalid(self._field, "its patterns take too long to match") from None
         self._left -= thread_time() - started
         return found
+
+
+def first_match(
+    values: Mapping[str, T], default: T, field: str, template: str | None = None
+) -> Callable[[str], T]:
+    """The value of the first pattern that matches a name, else of the name itself, else `default`.
+
+    template: what a pattern is put into; without one it must match whole last parts of the name
+    """
+    patterns = Patterns(field)
+
+    def test(key: str) -> Callable[[str], bool]:
+        if template is None:
+            return patterns.tail_test(key)
+        compiled = patterns.compile(key, template)
+        return lambda name: patterns.match(compiled, name) is not None
+
+    tests = [(test(key), value) for key, value in values.items()]
+
+    def value_of(name: str) -> T:
+        found = (value for matches, value in tests if matches(name))
+        return next(found, values.get(name, default))
+
+    return value_of
 
 
 def _ends_in(key: str, name: str) -> bool:
