@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from adapted_model import lower_folder
 from engines import run, store_of, tiny_engine
 from exactness import Oracle, Question, answers_of, assert_same, prompts, token_bytes
@@ -127,7 +128,7 @@ def test_mixed_batches_equal_peft(number: int, device: str, tmp_path: Path) -> N
     adapters = mix.adapters()
     asked = mix.questions(adapters)
     base = tiny_model(mix.arch)
-    sizes = [4 * lower_folder(adapter, base).elements for adapter in adapters]
+    sizes = [lower_folder(adapter, base).nbytes(torch.float32) for adapter in adapters]
     with tiny_engine(tmp_path, mix.arch, device=device, **mix.engine(sizes)) as engine:
         store = store_of(tmp_path)
         digests = {adapter: store.put(adapter) for adapter in adapters}
