@@ -25,6 +25,7 @@ from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_memory import KVLayout, choose_size
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
+from weft.server.engine.packed_linear import pack_linears
 from weft.server.engine.self_test import Reference, SelfTest, check_model
 from weft.server.engine.step_plan import StepPlan
 from weft.server.engine.weights import Progress
@@ -151,6 +152,7 @@ def _assemble(
     progress("self-test", 0, 2)
     reference = Reference.of(model, test)
     progress("self-test", 1, 2)
+    pack_linears(model)
     base = BaseModules.of(model, spec.refused)
     with _memory("the adapters: lower --adapter-memory"):
         values = _arena(wanted, source)
