@@ -55,3 +55,25 @@ def test_what_cannot_be_adapted_is_explained() -> None:
     assert "OPTLearnedPositionalEmbedding" in base.explain("model.decoder.embed_positions")
     assert "is a LayerNorm" in base.explain("model.decoder.final_layer_norm")
     assert base.explain("model.nothing") == "the base has no module model.nothing"
+
+
+def test_parameters_of_every_module() -> None:
+    model = tiny_model("gpt2")
+    base = BaseModules.of(model, refused={"transformer.ln_f": "its rows are others"})
+    for name, parameter in model.named_parameters():
+        module, _, own = name.rpartition(".")
+        assert base.owners[module].shapes[own] == tuple(parameter.shape)
+        assert torch.equal(base.parameter(module, own), parameter)
+    assert base.owners["transformer.ln_f"].refusal == "its rows are others"
+    assert base.owners["transformer.h.0.ln_1"].refusal is None
+    assert "transformer.h" not in base.owners
+
+
+def test_values_from_elsewhere() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("gpt2"))
+    loaded = BaseModules.of(tiny_model("gpt2"))
+    base = BaseModules.of(model).with_parameters(loaded.parameter)
+    name = "transformer.h.0.attn.c_attn"
+    assert torch.equal(base[name].weight(), loaded[name].weight())
+    assert torch.equal(base.parameter(name, "bias"), loaded.parameter(name, "bias"))

@@ -7,7 +7,10 @@ from peft_adapters import peft_logits, save_lora
 from tiny_models import tiny_model
 
 from weft.adapters.base import BaseModules
+from weft.adapters.errors import AdapterInvalid
 from weft.adapters.modules import adapt
+from weft.adapters.operations import InputRotation, InputScale, Operation, Override
+from weft.adapters.plan import AdapterPlan
 from weft.kernels.segments import Segments
 
 IDS = torch.randint(5, 512, (3, 8), generator=torch.Generator().manual_seed(1))
@@ -69,3 +72,69 @@ def test_modelling_code_still_finds_weights_and_biases() -> None:
     assert q_proj.bias is before[name + ".bias"]
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.get_output_embeddings().bias is None
+
+
+OVERRIDES = {
+    "norms": ("llama", ["model.norm", "model.layers.0.input_layernorm"]),
+    "norms with biases": ("gpt2", ["transformer.ln_f", "transformer.h.1.ln_2"]),
+    "norms of heads": ("qwen3", ["model.layers.0.self_attn.q_norm"]),
+    "norms of transposed heads": ("gemma3_text", ["model.layers.1.self_attn.k_norm"]),
+    "linears with biases": ("qwen2", ["model.layers.0.self_attn.k_proj"]),
+    "Conv1D": ("gpt2", ["transformer.h.0.mlp.c_fc"]),
+    "head": ("llama", ["lm_head"]),
+    "embedding": ("llama", ["model.embed_tokens"]),
+    "scaled embedding": ("gemma2", ["model.embed_tokens"]),
+    "router": ("qwen3_moe", ["model.layers.0.mlp.gate"]),
+    "experts": ("mixtral", ["model.layers.1.mlp.experts"]),
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_rows_of_an_override_see_its_parameters(case: str) -> None:
+    arch, names = OVERRIDES[case]
+    untied = {"tie_word_embeddings": False}
+    changed = tiny_model(arch, **untied)
+    ops: dict[str, tuple[Operation, ...]] = {}
+    random = torch.Generator().manual_seed(0)
+    for name in names:
+        module = changed.get_submodule(name)
+        for parameter in module.parameters(recurse=False):
+            parameter.data += torch.randn(parameter.shape, generator=random) * 0.1
+        parameters = dict(module.named_parameters(recurse=False))
+        ops[name] = (Override({own: value.detach() for own, value in parameters.items()}),)
+    model = AdaptedModel(arch, [AdapterPlan("override", "test", ops)], **untied)
+    base = model.logits(IDS, [-1, -1, -1])
+    logits = model.logits(IDS, [-1, 0, -1])
+    with torch.no_grad():
+        expected = changed(input_ids=IDS[1:2], use_cache=False).logits[0]
+    assert (expected - base[1]).abs().max() > 0.01
+    assert torch.allclose(logits[1], expected, atol=1e-5)
+    assert torch.equal(logits[::2], base[::2])
+    model.arena.clear(0)
+    assert torch.equal(model.logits(IDS, [0, 0, 0]), base)
+
+
+def test_inputs_are_changed_for_their_own_rows_only() -> None:
+    name = "model.layers.0.mlp.down_proj"
+    random = torch.Generator().manual_seed(0)
+    factors = torch.rand(96, generator=random) + 0.5
+    block = torch.linalg.qr(torch.randn(8, 8, generator=random))[0][None]
+    ops = {name: (InputScale(factors), InputRotation(block))}
+    changed = tiny_model("llama")
+    weight = changed.get_submodule(name).weight
+    rotation = torch.block_diag(*[block[0]] * 12)
+    weight.data = weight.data @ (rotation * factors).T
+    model = AdaptedModel("llama", [AdapterPlan("inputs", "test", ops)])
+    base = model.logits(IDS, [-1, -1, -1])
+    logits = model.logits(IDS, [-1, 0, -1])
+    with torch.no_grad():
+        expected = changed(input_ids=IDS[1:2], use_cache=False).logits[0]
+    assert (expected - base[1]).abs().max() > 0.01
+    assert torch.allclose(logits[1], expected, atol=1e-5)
+    assert torch.equal(logits[::2], base[::2])
+
+
+def test_a_module_that_cannot_take_an_operation_is_named() -> None:
+    plan = AdapterPlan("norm", "test", {"model.norm": (InputScale(torch.ones(64)),)})
+    with pytest.raises(AdapterInvalid, match=r"model\.norm: .* no InputScale"):
+        AdaptedModel("llama", [plan])

@@ -36,21 +36,24 @@ def lower_folder(path: Path, model: PreTrainedModel) -> AdapterPlan:
 
 
 class AdaptedModel:
-    """`tiny_model(arch, **model)` on a paged cache, with the adapter of folder i in slot i."""
+    """`tiny_model(arch, **model)` on a paged cache, with adapter i, a folder or plan, in slot i."""
 
-    def __init__(self, arch: str, folders: Sequence[Path], **model: Any) -> None:
+    def __init__(self, arch: str, adapters: Sequence[Path | AdapterPlan], **model: Any) -> None:
         self.model = tiny_model(arch, **model)
         use_paged_attention(self.model)
         spec = KVSpec.discover(self.model)
         base = BaseModules.of(self.model, spec.refused)
-        self.plans = [lower_folder(folder, self.model) for folder in folders]
+        self.plans = [
+            lower_folder(adapter, self.model) if isinstance(adapter, Path) else adapter
+            for adapter in adapters
+        ]
         packed = [pack(p, torch.float32, ALIGNMENT, pin_memory=False) for p in self.plans]
         values = torch.zeros(max(4, sum(len(version.buffer) for version in packed)))
-        adapted = adapt(self.model, base, spec.layouts, values, max(1, len(folders)))
+        adapted = adapt(self.model, base, spec.layouts, values, max(1, len(adapters)))
         self.arena = Arena(values, adapted.tables)
         self._layout = KVLayout(spec, PAGE_SIZE, torch.float32, torch.device("cpu"))
         self.forward = Forward(self.model, AttentionStep(), adapted.state, PAGE_SIZE)
-        pool = Pool(values.nbytes, max(1, len(folders)), ALIGNMENT)
+        pool = Pool(values.nbytes, max(1, len(adapters)), ALIGNMENT)
         for version in packed:
             self.arena.check(version.plan)
             placement = pool.reserve(version.plan.digest, version.sizes)
