@@ -15,36 +15,52 @@ ALLOWED_IMPORTS = {
     "adapters": {"adapters", "kernels"},
     "kernels": {"kernels"},
 }
-# Who may load torch. Everything else is imported by the API process, the command line or the
-# scheduler's tests, and stays light.
-MAY_IMPORT_TORCH = (
+# Where torch may be loaded, and what stays light in there: it is imported by the API process, the
+# command line, or tests that run in milliseconds. All other modules are light.
+HEAVY = (
     "weft.kernels",
-    "weft.adapters.arena",
-    "weft.adapters.base",
-    "weft.adapters.card",
-    "weft.adapters.loader",
-    "weft.adapters.methods",
-    "weft.adapters.module_tables",
-    "weft.adapters.modules",
-    "weft.adapters.operations",
-    "weft.adapters.packed",
-    "weft.adapters.plan",
-    "weft.adapters.residency",
-    "weft.adapters.stages",
-    "weft.adapters.tensors",
-    "weft.server.cli.inspect",
-    "weft.server.cli.verify",
-    "weft.server.demo.train",
-    "weft.server.engine.attention",
-    "weft.server.engine.batch",
-    "weft.server.engine.checks",
-    "weft.server.engine.engine",
-    "weft.server.engine.kv_spec",
-    "weft.server.engine.model",
-    "weft.server.engine.process",
-    "weft.server.engine.row_layouts",
-    "weft.server.engine.sampling",
+    "weft.adapters",
+    "weft.server.demo",
+    "weft.server.engine",
+    "weft.server.inspection",
+    "weft.server.verification",
 )
+LIGHT_ADAPTERS = (
+    "checkpoint",
+    "database",
+    "errors",
+    "extents",
+    "files",
+    "header",
+    "holds",
+    "pool",
+    "presence",
+    "registry",
+    "store",
+    "strict_json",
+    "tenancy",
+)
+LIGHT_ENGINE = (
+    "client",
+    "connection",
+    "fairness",
+    "finish",
+    "gate",
+    "launch",
+    "messages",
+    "page_tables",
+    "pages",
+    "prefix_cache",
+    "probe",
+    "residency",
+    "scheduler",
+    "sequence",
+    "step_plan",
+)
+LIGHT = {f"weft.adapters.{name}" for name in LIGHT_ADAPTERS} | {
+    f"weft.server.engine.{name}" for name in LIGHT_ENGINE
+}
+WORD_LISTS = {"weft.server.demo.lexicon"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 100
@@ -115,10 +131,10 @@ def test_no_import_cycles() -> None:
 
 
 def light_modules() -> list[str]:
-    def may_import_torch(name: str) -> bool:
-        return any(name == heavy or name.startswith(f"{heavy}.") for heavy in MAY_IMPORT_TORCH)
+    def is_heavy(name: str) -> bool:
+        return any(name == heavy or name.startswith(f"{heavy}.") for heavy in HEAVY)
 
-    return sorted(name for name in SOURCES if not may_import_torch(name))
+    return sorted(LIGHT | {name for name in SOURCES if not is_heavy(name)})
 
 
 def loads_torch(modules: list[str], cwd: Path) -> bool:
@@ -149,7 +165,8 @@ def test_top_folders_are_namespace_packages(package: str) -> None:
 
 def test_files_stay_small() -> None:
     sizes = {name: len(path.read_text().splitlines()) for name, path in SOURCES.items()}
-    assert not {name: size for name, size in sizes.items() if size > MAX_FILE_LINES}
+    too_long = {name for name, size in sizes.items() if size > MAX_FILE_LINES}
+    assert too_long <= WORD_LISTS, too_long
 
 
 def is_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

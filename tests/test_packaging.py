@@ -1,5 +1,7 @@
 """The wheel, as a user gets it: built from the sdist, installed outside the checkout."""
 
+import ast
+import re
 import subprocess
 import sys
 import sysconfig
@@ -7,6 +9,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -106,11 +109,44 @@ def test_console_script_prints_the_version(installed: Path) -> None:
     )
 
 
+def test_everything_imported_is_declared() -> None:
+    """What another package happens to bring may be gone with its next release."""
+    files = [
+        path
+        for package in ("server", "adapters", "kernels")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    imported = {
+        module.split(".")[0]
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        for module in _modules(node)
+    }
+    owners = packages_distributions()
+    foreign = imported - sys.stdlib_module_names - {"weft"}
+    needed = {_normal(owners[module][0]) for module in foreign}
+    assert needed <= {_normal(_name(requirement)) for requirement in PROJECT["dependencies"]}
+
+
+def _modules(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[\s;<>=\[]", requirement)[0]
+
+
+def _normal(name: str) -> str:
+    return name.replace("_", "-").lower()
+
+
 def test_constraints_pin_each_requirement_exactly() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     extras = PROJECT["optional-dependencies"]
     for requirement in [*PROJECT["dependencies"], *extras["test"], *extras["dev"]]:
-        name = requirement.split(";")[0].split("[")[0].split(">")[0].strip()
-        assert name == "weft" or name.replace("_", "-").lower() in pins, requirement
+        name = _normal(_name(requirement))
+        assert name == "weft" or name in pins, requirement
     assert not [version for version in pins.values() if "+" in version or not version]
