@@ -1,0 +1,154 @@
+"""What every method that changes linear layers reads alike. Knows no method's formula."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from weft.adapters.base import BaseModules, TargetModule
+from weft.adapters.checkpoint import Checkpoint
+from weft.adapters.errors import AdapterInvalid
+from weft.adapters.methods import base_copies
+from weft.adapters.methods.draft import Draft
+from weft.adapters.methods.fields import Fields, invalid
+from weft.adapters.methods.targets import TargetRule
+from weft.adapters.operations import Dense, LowRank, Operation, Sparse
+from weft.adapters.plan import AdapterPlan
+from weft.adapters.tensors import all_finite
+
+_REFUSED = {
+    "modules_to_save": "whole modules are served beside LoRA only",
+    "layer_replication": "a base with replicated layers is another model",
+}
+
+
+class LinearAdapter:
+    """The files of one adapter of linear layers, taken apart.
+
+    The order of use: the method reads its fields; `modules` finishes them and gives the layers;
+    their tensors are taken and operations added; `plan`.
+
+    conv1d: whether the method can change a Conv1D
+    """
+
+    def __init__(
+        self,
+        method: str,
+        checkpoint: Checkpoint,
+        tensors: Mapping[str, Tensor],
+        base: BaseModules,
+        *,
+        conv1d: bool = False,
+    ) -> None:
+        self.fields = Fields(checkpoint.config)
+        self.base = base
+        self._method = method
+        self._kinds = ("linear", "conv1d") if conv1d else ("linear",)
+        self._draft = Draft(checkpoint, tensors, base)
+
+    def modules(self) -> list[TargetModule]:
+        """The layers that the configuration selects, in the base's order.
+
+        Raises AdapterInvalid for a field that is set and was not read, or a module that the method
+        cannot change.
+        """
+        fields = self.fields
+        fields.flag("fan_in_fan_out")  # how the base stores a weight; what is computed is the same
+        fields.choice("bias", "none")
+        fields.ignore("init_weights")
+        selected = TargetRule.read(fields).select(self.base)
+        fields.refuse(_REFUSED)
+        fields.finish()
+        for name in selected:
+            if self.base[name].refusal:
+                raise invalid("target_modules", f"selects {name}, but {self.base.explain(name)}")
+            if self.base[name].kind not in self._kinds:
+                kind = self.base[name].kind
+                reason = f"selects {name}, of kind {kind}, which {self._method} cannot change"
+                raise invalid("target_modules", reason)
+        return [self.base[name] for name in self.base if name in selected]
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds a tensor of this name that was not taken yet."""
+        return name in self._draft.named
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor that was not taken yet."""
+        return self._draft.named.shape(name)
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor of the file in float32; raises AdapterInvalid where it is not as it must be."""
+        return self._draft.named.take(name, shape).float()
+
+    def take_integers(self, name: str, *shape: int, below: int) -> Tensor:
+        """A tensor of indices as int64; raises AdapterInvalid for one out of `[0, below)`."""
+        self.shape(name)
+        refusal = self._draft.named.refusal(name, f"has an index outside of 0 to {below - 1}")
+        values = self._draft.named.take(name, shape, integers=True).long()
+        if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < below):
+            raise refusal
+        return values
+
+    def refusal(self, name: str, reason: str) -> AdapterInvalid:
+        """The refusal of a tensor that was not taken yet."""
+        return self._draft.named.refusal(name, reason)
+
+    def add(self, module: TargetModule, *ops: Operation) -> None:
+        """Adds operations on a module; raises AdapterInvalid where a value is not finite."""
+        for op in ops:
+            tensors = [tensor.contiguous() for tensor in op.tensors]
+            if not all(map(all_finite, tensors)):
+                raise AdapterInvalid(module.name, "its update is not finite: values too large")
+            self._draft.add(module.name, op.with_tensors(tensors))
+
+    def plan(self) -> AdapterPlan:
+        """The finished plan; raises AdapterInvalid for an unused tensor, or where all is zero."""
+        base_copies.drop(self._draft.named, self.base, {})
+        return self._draft.plan(self._method)
+
+
+def weight_of(module: TargetModule) -> Tensor:
+    """The base's weight, `[out_features, in_features]` in float32 on the host.
+
+    Raises AdapterInvalid where it is not loaded: the update cannot be found without it.
+    """
+    return module.weight().to("cpu", torch.float32)
+
+
+def bias_of(base: BaseModules, module: TargetModule) -> Tensor | None:
+    """The base's bias in float32 on the host, None where there is none."""
+    if "bias" not in base.owners[module.name].shapes:
+        return None
+    return base.parameter(module.name, "bias").to("cpu", torch.float32)
+
+
+def low_rank(a: Tensor, b: Tensor) -> LowRank | Dense:
+    """`y += (x aᵀ) b` in the smaller of two forms: the pair, or its product."""
+    dense_is_smaller = a.numel() + b.numel() > a.shape[1] * b.shape[1]
+    return Dense(b.T @ a) if dense_is_smaller else LowRank(a, b)
+
+
+def sparse(module: TargetModule, positions: Tensor, values: Tensor) -> Sparse | Dense:
+    """`y += x Sᵀ` in the smaller of two forms; S holds `values` at flat `positions` of the weight.
+
+    Values of one position are summed.
+    """
+    size = (module.out_features, module.in_features)
+    rows, columns = positions // size[1], positions % size[1]
+    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size).coalesce()
+    if 2 * matrix.values().numel() + size[0] + 1 > module.elements:
+        return Dense(matrix.to_dense())
+    starts = torch.zeros(size[0] + 1, dtype=torch.int32)
+    starts[1:] = torch.bincount(matrix.indices()[0], minlength=size[0]).cumsum(0)
+    return Sparse(starts, matrix.indices()[1].int(), matrix.values())
+
+
+def parts(module: TargetModule, count: int, field: str) -> tuple[int, int]:
+    """Input and output width of one of `count` equal parts; `field` is named where there is a rest.
+
+    Raises AdapterInvalid.
+    """
+    widths = module.in_features, module.out_features
+    if any(width % count for width in widths):
+        raise invalid(field, f"{count} does not divide the widths of {module.name}, {widths}")
+    return widths[0] // count, widths[1] // count
