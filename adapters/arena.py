@@ -14,6 +14,7 @@ from weft.adapters.module_tables import ModuleTables
 from weft.adapters.packed import Packed, typed_view
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.pool import Placement
+from weft.adapters.traits import Traits
 
 _Run = tuple[int, int, int]
 """Elements that are copied together: where from, where to, how many."""
@@ -27,6 +28,7 @@ class Arena:
         self._bytes = values.view(torch.uint8)
         self._tables = tables
         self._modules: dict[int, tuple[str, ...]] = {}
+        self._traits: dict[int, Traits] = {}
         self._stream = _side_stream(values.device) if values.is_cuda else None
 
     def check(self, plan: AdapterPlan) -> None:
@@ -50,11 +52,17 @@ class Arena:
             for (_, tensor, dtype), offset in zip(stored, placement.offsets, strict=True)
         )
         self._modules[placement.slot] = tuple(placed.ops)
+        self._traits[placement.slot] = placed.traits
         for module, ops in placed.ops.items():
             self._tables[module].set(placement.slot, ops)
 
+    def traits(self, slot: int) -> Traits:
+        """What the version in the slot asks of its sequences."""
+        return self._traits[slot]
+
     def clear(self, slot: int) -> None:
         """Lets the slot add nothing anywhere."""
+        self._traits.pop(slot, None)
         for module in self._modules.pop(slot, ()):
             self._tables[module].clear(slot)
 

@@ -55,6 +55,15 @@ class ParameterOwner:
     refusal: str | None = None
 
 
+@dataclass(frozen=True)
+class KVShape:
+    """What an attention layer keeps of each token."""
+
+    heads: int
+    k_dim: int
+    v_dim: int
+
+
 ReadParameter = Callable[[str, str], Tensor]
 """Gives a parameter by the names of its module and its own; raises AdapterInvalid."""
 
@@ -64,7 +73,9 @@ class BaseModules(Mapping[str, TargetModule]):
 
     owners: all modules with parameters, those included   types: all modules' types by name
     parameter: gives a parameter's values, called with the names of its module and its own
-    head: name of the output head, or None
+    embedding: name of the token embedding, or None   head: name of the output head, or None
+    attention: what the attention layers keep, by name, in the order in which they run; empty where
+        that is not known
     tied: names of the modules that share one weight (embedding and head of a tied model)
     parameters: number of values of the whole base
     """
@@ -76,7 +87,9 @@ class BaseModules(Mapping[str, TargetModule]):
         owners: Mapping[str, ParameterOwner],
         types: Mapping[str, str],
         parameter: ReadParameter,
+        embedding: str | None = None,
         head: str | None = None,
+        attention: Mapping[str, KVShape] | None = None,
         tied: frozenset[str] = frozenset(),
         parameters: int = 0,
     ) -> None:
@@ -84,15 +97,22 @@ class BaseModules(Mapping[str, TargetModule]):
         self.owners = owners
         self.types = types
         self.parameter = parameter
+        self.embedding = embedding
         self.head = head
+        self.attention = attention or {}
         self.tied = tied
         self.parameters = parameters
 
     @classmethod
-    def of(cls, model: PreTrainedModel, refused: Mapping[str, str] | None = None) -> "BaseModules":
+    def of(
+        cls,
+        model: PreTrainedModel,
+        refused: Mapping[str, str] | None = None,
+        attention: Mapping[str, KVShape] | None = None,
+    ) -> "BaseModules":
         """Reads a model that `modules.adapt` has not touched yet; a meta-device model will do.
 
-        `refused` says of further modules, by name, why they cannot be adapted.
+        refused: why further modules, by name, cannot be adapted   attention: see the class
         """
         refusals = refused or {}
         modules = dict(model.named_modules())
@@ -107,7 +127,9 @@ class BaseModules(Mapping[str, TargetModule]):
             owners=_owners(modules, refusals),
             types={name: type(module).__name__ for name, module in modules.items()},
             parameter=read,
+            embedding=_name_of(model, model.get_input_embeddings()),
             head=head_of(model),
+            attention=attention,
             tied=_tied(model, targets),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
@@ -123,7 +145,9 @@ class BaseModules(Mapping[str, TargetModule]):
             owners=self.owners,
             types=self.types,
             parameter=read,
+            embedding=self.embedding,
             head=self.head,
+            attention=self.attention,
             tied=self.tied,
             parameters=self.parameters,
         )
@@ -148,8 +172,11 @@ class BaseModules(Mapping[str, TargetModule]):
 
 def head_of(model: PreTrainedModel) -> str | None:
     """The full name of the model's output head."""
-    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return next((name for name, module in model.named_modules() if module is head), None)
+    return _name_of(model, model.get_output_embeddings())  # type: ignore[no-untyped-call]
+
+
+def _name_of(model: nn.Module, wanted: nn.Module | None) -> str | None:
+    return next((name for name, module in model.named_modules() if module is wanted), None)
 
 
 def _target(

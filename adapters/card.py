@@ -35,6 +35,7 @@ class Card:
     alpha: as configured, None where the method has none
     share: trained values as a fraction of the base's   bytes: on the device
     warnings: what is no reason to refuse, but may surprise
+    virtual_tokens: positions that stand before a prompt and count against the context
     """
 
     method: str
@@ -48,6 +49,7 @@ class Card:
     bytes: int
     checks: tuple[str, ...]
     warnings: tuple[str, ...]
+    virtual_tokens: int
 
 
 def describe(
@@ -76,6 +78,7 @@ def describe(
         bytes=plan.nbytes(dtype),
         checks=CHECKS,
         warnings=tuple(_warnings(checkpoint.config, plan, base, base_name)),
+        virtual_tokens=plan.traits.lead,
     )
 
 
@@ -106,6 +109,11 @@ def _warnings(
         warnings.append(
             f"rank {pairs[excessive[0]].rank} is larger than a side of {excessive[0]}: "
             "a lower rank would hold the same update"
+        )
+    if plan.traits.embeddings and base.embedding and base[base.embedding].scale != 1:
+        warnings.append(
+            "its virtual tokens are not scaled as this base scales its embeddings: right for "
+            "adapters trained with transformers 5, not with versions that scaled them"
         )
     return warnings
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from weft.adapters.operations import LowRank, Operation, Override
-from weft.adapters.stages import InputVerb, OutputVerb, stages_of
+from weft.adapters.stages import InputVerb, OutputVerb, Stages, stages_of
 from weft.kernels.low_rank import LowRankTable
 from weft.kernels.slot_table import SlotTable
 
@@ -23,6 +23,7 @@ class ModuleTables:
     """The operations on one module by slot.
 
     arena: 1-D, holds the operations' tensors   slots: how many there are
+    stages: what the module can take, if its type does not tell
     in_use: called with whether any slot has an operation, each time that changes
 
     low_rank: the low-rank pairs, or None where the module cannot take any
@@ -34,10 +35,11 @@ class ModuleTables:
         module: nn.Module,
         arena: Tensor,
         slots: int,
+        stages: Stages | None = None,
         in_use: Callable[[bool], None] = lambda used: None,
     ) -> None:
         self._module = module
-        self._stages = stages_of(module)
+        self._stages = stages or stages_of(module)
         self._in_use = in_use
         self._kinds: dict[int, tuple[type[Operation], ...]] = {}
         self._users: Counter[type[Operation]] = Counter()

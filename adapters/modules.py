@@ -12,10 +12,20 @@ from transformers import PreTrainedModel
 
 from weft.adapters.base import BaseModules
 from weft.adapters.module_tables import ModuleTables
-from weft.adapters.operations import Override
+from weft.adapters.operations import Override, VirtualTokens
+from weft.adapters.stages import ATTENTION
 from weft.kernels.segments import Segments
 
 _NONE = Segments((), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualRows:
+    """These `rows` of a step are virtual tokens of the version in `slot`, its number `first` on."""
+
+    slot: int
+    rows: slice
+    first: int
 
 
 @dataclass
@@ -24,10 +34,12 @@ class StepState:
 
     segments: adapter rows among all rows of the step
     kept: adapter rows among the rows whose logits are wanted, which are all that the head sees
+    virtual: the rows of virtual tokens
     """
 
     segments: Segments = _NONE
     kept: Segments = _NONE
+    virtual: tuple[VirtualRows, ...] = ()
 
 
 class Adapted(nn.Module):
@@ -101,7 +113,18 @@ class AdaptedHead(AdaptedLinear):
 
 
 class AdaptedEmbedding(Adapted):
-    """An embedding; x: int64 [...], returns [..., width]."""
+    """An embedding; x: int64 [...], returns [..., width], virtual tokens as they are brought."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: the step's token ids; any id stands for a virtual token."""
+        y = super().forward(x)
+        for virtual in self.state.virtual:
+            entry = self.tables.table(VirtualTokens).get(virtual.slot)
+            if entry is not None:
+                (embeddings,) = entry
+                rows = y.view(-1, y.shape[-1])[virtual.rows]
+                rows.copy_(embeddings[virtual.first : virtual.first + len(rows)])
+        return y
 
     def rows(self, x: Tensor) -> Tensor:
         """The ids in one dimension."""
@@ -191,6 +214,9 @@ def adapt(
     for name, layout in layouts.items():
         module = model.get_submodule(name)
         tables[name] = Overridable(module, layout, state, arena, slots).tables
+    for name in base.attention:
+        module = model.get_submodule(name)
+        tables[name] = ModuleTables(module, arena, slots, stages=ATTENTION)
     return AdaptedModules(tables, state)
 
 

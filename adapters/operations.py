@@ -8,6 +8,9 @@ In one module they are computed in this order, over the rows of the adapter that
     y += LowRank(x), Dense(x), Sparse(x), Kronecker(x)
     y = PairRotation(y)
 
+What stands before a prompt is an operation too, of which a version has at most one kind:
+VirtualTokens of the embedding, or an AttentionPrefix of every attention layer.
+
 To add a kind: its class here, its verb in `weft.kernels`, its place in `weft.adapters.stages`.
 Tensors of an operation are on the host and contiguous; a plan's copy on the device is the same
 operation with other tensors. Floating-point tensors take the arena's dtype there, all others keep
@@ -221,6 +224,35 @@ class PairRotation(Operation):
         """Whether it differs from the identity."""
         change = torch.maximum((self.direct - 1).abs().max(), self.crossed.abs().max())
         return bool(change > _NO_EFFECT)
+
+
+@dataclass(frozen=True)
+class VirtualTokens(Operation):
+    """Rows that stand before the prompt's own, as if the embedding had put them out.
+
+    rows: [count, width]
+    """
+
+    rows: Tensor
+
+    def has_effect(self) -> bool:
+        """True: whatever they are, the prompt attends to them."""
+        return True
+
+
+@dataclass(frozen=True)
+class AttentionPrefix(Operation):
+    """Keys and values of positions before the prompt's first, as they lie in a KV cache.
+
+    keys: [count, kv_heads, k_dim]   values: [count, kv_heads, v_dim]
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def has_effect(self) -> bool:
+        """True: whatever they are, the prompt attends to them."""
+        return True
 
 
 def _tensors_in(value: object) -> Iterator[Tensor]:

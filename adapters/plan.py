@@ -7,7 +7,8 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from weft.adapters.operations import Operation
+from weft.adapters.operations import AttentionPrefix, Operation, VirtualTokens
+from weft.adapters.traits import Traits
 
 Kind = TypeVar("Kind", bound=Operation)
 
@@ -18,11 +19,14 @@ class AdapterPlan:
 
     `ops` maps a base module's full name to its operations, at most one of each kind. Tensors are
     on the host, contiguous.
+
+    invocation: see Traits
     """
 
     digest: str
     method: str
     ops: Mapping[str, tuple[Operation, ...]]
+    invocation: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for module, ops in self.ops.items():
@@ -34,6 +38,17 @@ class AdapterPlan:
         for module, ops in self.ops.items():
             for op in ops:
                 yield module, op
+
+    @property
+    def traits(self) -> Traits:
+        """What the version asks of the sequences that use it."""
+        embedded = self.of_kind(VirtualTokens).values()
+        attended = self.of_kind(AttentionPrefix).values()
+        return Traits(
+            embeddings=max((len(op.rows) for op in embedded), default=0),
+            prefix=max((len(op.keys) for op in attended), default=0),
+            invocation=self.invocation,
+        )
 
     def of_kind(self, kind: type[Kind]) -> dict[str, Kind]:
         """The operations of one kind, by module."""

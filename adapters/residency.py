@@ -15,6 +15,7 @@ from weft.adapters.loader import Loader
 from weft.adapters.packed import Packed
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.traits import Traits
 
 _AHEAD = 8
 """Versions that may be loading or waiting for room at a time; it bounds host memory."""
@@ -96,6 +97,10 @@ class Residency:
     def valid(self, ref: SlotRef) -> bool:
         """Whether the slot still holds what the reference was taken on."""
         return self._pool.valid(ref)
+
+    def traits(self, ref: SlotRef) -> Traits:
+        """What the version in a valid reference's slot asks of its sequences."""
+        return self._arena.traits(ref.slot)
 
     def victims_for(self, digest: str) -> tuple[str, ...]:
         """The versions to drain so that a WAITING one fits, the least recently used first.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from weft.adapters.operations import (
+    AttentionPrefix,
     Dense,
     InputRotation,
     InputScale,
@@ -23,6 +24,7 @@ from weft.adapters.operations import (
     PairRotation,
     RowOverride,
     Sparse,
+    VirtualTokens,
 )
 from weft.kernels.dense import dense_add_, kronecker_add_, sparse_add_
 from weft.kernels.low_rank import low_rank_add_, low_rank_embed_add_
@@ -40,15 +42,19 @@ OutputVerb = Callable[[Tensor, Tensor, Any, Segments], None]
 
 @dataclass(frozen=True)
 class Stages:
-    """The operations that come before a module and those after it, in order."""
+    """The operations that come before a module and those after it, in order.
+
+    apart: kinds that are not applied to an adapter's rows, but where a step asks for them
+    """
 
     inputs: Mapping[type[Operation], InputVerb]
     outputs: Mapping[type[Operation], OutputVerb]
+    apart: frozenset[type[Operation]] = frozenset()
 
     @property
     def kinds(self) -> frozenset[type[Operation]]:
         """All operations that the module can take."""
-        return frozenset(self.inputs) | frozenset(self.outputs)
+        return frozenset(self.inputs) | frozenset(self.outputs) | self.apart
 
 
 def override_(y: Tensor, x: Tensor, table: SlotTable[nn.Module], segments: Segments) -> None:
@@ -84,7 +90,9 @@ EMBEDDING = Stages(
         OutputShift: _on_output(shift_),
         LowRank: low_rank_embed_add_,
     },
+    apart=frozenset({VirtualTokens}),
 )
+ATTENTION = Stages(inputs={}, outputs={}, apart=frozenset({AttentionPrefix}))
 # Norms, routers, experts: whatever computes each row by itself can be given other parameters.
 OTHER = Stages(inputs={}, outputs={Override: override_})
 

@@ -61,7 +61,8 @@ def _base(skeleton: PreTrainedModel, load: Callable[[], PreTrainedModel]) -> Bas
 
 def _with_refusals(model: PreTrainedModel) -> BaseModules:
     use_paged_attention(model)
-    return BaseModules.of(model, KVSpec.discover(model).refused)
+    spec = KVSpec.discover(model)
+    return BaseModules.of(model, spec.refused, spec.shapes)
 
 
 def _ignore(stage: str, done: int, total: int) -> None:

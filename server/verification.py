@@ -142,7 +142,7 @@ class _RecordingHost(ModelHost):
     @classmethod
     def of(cls, host: ModelHost) -> "_RecordingHost":
         """The same model, its logits kept."""
-        return cls(host.facts, host.base, host.arena, host.forward)
+        return cls(host.facts, host.base, host.arena, host.forward, host.prefixes)
 
     def build(self, plan: StepPlan) -> StepBatch:
         """Builds, and remembers whose rows come next."""

@@ -9,16 +9,77 @@ from torch import Tensor
 
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
-from weft.adapters.methods import lora
+from weft.adapters.methods import (
+    adalora,
+    boft,
+    c3a,
+    deft,
+    delora,
+    glora,
+    gralora,
+    hira,
+    hra,
+    loha,
+    lokr,
+    lora,
+    miss,
+    osf,
+    peanut,
+    poly,
+    prefix,
+    prompt,
+    randlora,
+    shira,
+    spectral,
+    supertuning,
+    tinylora,
+    unilora,
+    vblora,
+    vera,
+)
 from weft.adapters.methods.fields import invalid
 from weft.adapters.plan import AdapterPlan
 
 Lower = Callable[[Checkpoint, Mapping[str, Tensor], BaseModules], AdapterPlan]
 
-METHODS: Mapping[str, Lower] = {"LORA": lora.lower}
+METHODS: Mapping[str, Lower] = {
+    "ADALORA": adalora.lower,
+    "BOFT": boft.lower,
+    "C3A": c3a.lower,
+    "CARTRIDGE": prefix.lower,
+    "CPT": prompt.lower,
+    "DEFT": deft.lower,
+    "DELORA": delora.lower,
+    "FOURIERFT": spectral.lower_fourier,
+    "GLORA": glora.lower,
+    "GRALORA": gralora.lower,
+    "HIRA": hira.lower,
+    "HRA": hra.lower,
+    "LOHA": loha.lower,
+    "LOKR": lokr.lower,
+    "LORA": lora.lower,
+    "MISS": miss.lower,
+    "MULTITASK_PROMPT_TUNING": prompt.lower,
+    "OSF": osf.lower,
+    "PEANUT": peanut.lower,
+    "POLY": poly.lower,
+    "PREFIX_TUNING": prefix.lower,
+    "PROMPT_TUNING": prompt.lower,
+    "PVERA": vera.lower_probabilistic,
+    "P_TUNING": prompt.lower,
+    "RANDLORA": randlora.lower,
+    "SHIRA": shira.lower,
+    "SUPERTUNING": supertuning.lower,
+    "TINYLORA": tinylora.lower,
+    "UNILORA": unilora.lower,
+    "VBLORA": vblora.lower,
+    "VERA": vera.lower,
+    "WAVEFT": spectral.lower_wavelet,
+}
 
 _NEVER = {
     "ADAMSS": "its blocks come from a decomposition of the base that cannot be repeated elsewhere",
+    "FROD": "it replaces whole weights by a decomposition of the base that is not in the file",
     "LILY": "its router averages over the whole batch, so answers would depend on other requests",
     "PSOFT": "its bases come from a decomposition of the base that cannot be repeated elsewhere",
     "SHADOW": "it is a second model with a cache of its own",

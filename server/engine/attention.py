@@ -76,6 +76,12 @@ def set_backend(module: nn.Module, backend: AttentionBackend | None) -> None:
     setattr(module, _ATTRIBUTE, backend)
 
 
+def pools_of(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """The pools of K and V of a module that has a part of the KV cache."""
+    layer: PagedLayer = getattr(module, _ATTRIBUTE)
+    return layer.k_pool, layer.v_pool
+
+
 def use_paged_attention(model: PreTrainedModel) -> None:
     """Makes `model` call the modules' backends; raises ModelUnsupported where it does not obey."""
     model.set_attn_implementation(NAME)

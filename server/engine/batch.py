@@ -1,11 +1,13 @@
 """A step's plan as the tensors that one forward takes. Knows no model and decides nothing."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from weft.adapters.modules import VirtualRows
 from weft.kernels.attention import PagedBatch
 from weft.kernels.segments import Segments
 from weft.server.engine.sequence import Sequence
@@ -25,9 +27,11 @@ class PromptRows:
 class StepBatch:
     """One step, built once and never changed.
 
-    input_ids, position_ids: int64 [1, T], all sequences' rows one after the other
+    input_ids, position_ids: int64 [1, T], all sequences' rows one after the other; the id of a
+        virtual token is 0
     kept: int64 [K], the rows whose logits are wanted, ascending
     segments, kept_segments: adapter rows among all T, and among the K kept
+    virtual: the rows of adapters' virtual tokens
     sampling: index among the K of each sampling item's row, in the plan's order
     prompts: the other kept rows, for requests that want their prompt's log-probabilities
     """
@@ -38,6 +42,7 @@ class StepBatch:
     segments: Segments
     kept: Tensor
     kept_segments: Segments
+    virtual: tuple[VirtualRows, ...]
     sampling: tuple[int, ...]
     prompts: tuple[PromptRows, ...]
 
@@ -51,9 +56,10 @@ def build(plan: StepPlan, page_size: int, device: torch.device) -> StepBatch:
         input_ids=_rows([_tokens(item) for item in items], device)[None],
         position_ids=_tensor(positions, torch.int64, device)[None],
         paged=_paged(items, page_size, device),
-        segments=Segments.from_slots([item.slot for item in items for _ in range(item.count)]),
+        segments=Segments.from_slots([slot for item in items for slot in item.slots]),
         kept=_tensor(kept.rows, torch.int64, device),
         kept_segments=Segments.from_slots(kept.slots),
+        virtual=tuple(_virtual(items)),
         sampling=tuple(kept.sampling),
         prompts=tuple(kept.prompts),
     )
@@ -73,39 +79,56 @@ class _Kept:
             first += item.count
 
     def _add(self, item: Scheduled, first: int) -> None:
-        before = len(self.rows)
-        wanted = _prompt_rows(item)
+        before, seq = len(self.rows), item.seq
+        wanted = _prompt_positions(item)
         if wanted:
-            self.rows += range(first, first + wanted)
-            rows = slice(before, before + wanted)
-            self.prompts.append(PromptRows(item.seq, item.start + 1, rows))
+            self.rows += (first + position - item.start for position in wanted)
+            rows = slice(before, before + len(wanted))
+            self.prompts.append(PromptRows(seq, wanted.start + 1 - seq.lead, rows))
         if item.samples:
             self.sampling.append(len(self.rows))
             self.rows.append(first + item.count - 1)
-        self.slots += [item.slot] * (len(self.rows) - before)
+        slots = item.slots
+        self.slots += (slots[row - first] for row in self.rows[before:])
 
 
-def _prompt_rows(item: Scheduled) -> int:
-    """How many of the item's first rows predict prompt tokens whose log-probability is wanted."""
-    if item.seq.sampling.prompt_logprobs is None or item.seq.generated:
-        return 0
-    return max(0, min(item.count, item.seq.prompt_len - 1 - item.start))
+def _prompt_positions(item: Scheduled) -> range:
+    """The item's positions that predict prompt tokens whose log-probability is wanted."""
+    seq = item.seq
+    if seq.sampling.prompt_logprobs is None or seq.generated:
+        return range(0)
+    last = seq.lead + seq.prompt_len - 1
+    return range(max(item.start, seq.lead), min(item.stop, last))
 
 
 def _tokens(item: Scheduled) -> list[int]:
-    return item.seq.tokens[item.start : item.start + item.count]
+    seq = item.seq
+    if item.start >= seq.lead:
+        return seq.tokens[item.start - seq.lead : item.stop - seq.lead]
+    return [max(identity, 0) for identity in seq.identities(item.start, item.stop)]
+
+
+def _virtual(items: Items[Scheduled]) -> Iterator[VirtualRows]:
+    first = 0
+    for item in items:
+        count = min(item.stop, item.seq.traits.embeddings) - item.start
+        if count > 0:
+            yield VirtualRows(item.slot, slice(first, first + count), item.start)
+        first += item.count
 
 
 def _paged(items: Items[Scheduled], page_size: int, device: torch.device) -> PagedBatch:
     starts = [0]
     for item in items:
         starts.append(starts[-1] + item.count)
-    kv_lens = tuple(item.start + item.count for item in items)
+    kv_lens = tuple(item.stop for item in items)
     width = -(-max(kv_lens) // page_size)
     tables = [item.seq.pages[:width] for item in items]
     padded = [table + [0] * (width - len(table)) for table in tables]
     return PagedBatch(
-        slot_mapping=_rows([_slots(item, page_size) for item in items], device),
+        slot_mapping=_rows(
+            [places(item.seq, item.start, item.stop, page_size) for item in items], device
+        ),
         query_starts=tuple(starts),
         kv_lens=kv_lens,
         block_tables=_tensor(padded, torch.int32, device),
@@ -113,11 +136,12 @@ def _paged(items: Items[Scheduled], page_size: int, device: torch.device) -> Pag
     )
 
 
-def _slots(item: Scheduled, page_size: int) -> list[int]:
-    pages = item.seq.pages
+def places(seq: Sequence, start: int, stop: int, page_size: int) -> list[int]:
+    """Where the KV of the positions `[start, stop)` of `seq` lies in the flattened pools."""
+    pages = seq.pages
     return [
         pages[position // page_size] * page_size + position % page_size
-        for position in range(item.start, item.start + item.count)
+        for position in range(start, stop)
     ]
 
 

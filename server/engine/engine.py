@@ -141,6 +141,8 @@ class Engine:
     def _compute(self, plan: StepPlan) -> dict[Row, Sampled]:
         """Runs a plan and commits it; a failure ends only the sequences that fail on their own."""
         self._steps += 1
+        # Not part of what may fail for one sequence alone: others share what it puts in place.
+        self._model.place(plan)
         try:
             sampled = self._run(plan)
         except torch.AcceleratorError:

@@ -10,7 +10,7 @@ class FinishRules:
     """What ends any sequence of this base model.
 
     eos_token_ids: end of text, unless a request ignores it
-    max_model_len: positions that the model can see, prompt included
+    max_model_len: positions that the model can see, prompt and what an adapter puts first included
     """
 
     eos_token_ids: frozenset[int]
@@ -26,6 +26,6 @@ class FinishRules:
                 return Finish("stop", stop_token=last)
             if last in self.eos_token_ids and not sampling.ignore_eos:
                 return Finish("stop", stop_token=last)
-        if generated >= sampling.max_tokens or len(seq.tokens) >= self.max_model_len:
+        if generated >= sampling.max_tokens or seq.length >= self.max_model_len:
             return Finish("length")
         return None

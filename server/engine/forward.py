@@ -34,6 +34,7 @@ class Forward:
         self.attention.batch = batch.paged
         self.adapters.segments = batch.segments
         self.adapters.kept = batch.kept_segments
+        self.adapters.virtual = batch.virtual
         logits: Tensor = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

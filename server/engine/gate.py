@@ -9,6 +9,7 @@ from itertools import islice
 
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.residency import Residency, error_code
 from weft.server.engine.sequence import Sequence, Status
 
@@ -20,6 +21,7 @@ class Demand:
     digest: str
     waiting_since: float
     ref: SlotRef | None = None
+    traits: Traits = PLAIN  # known once it had a slot
     drained: bool = False  # lost its slot to another one, which may not have taken it yet
     members: dict[int, Sequence] = field(default_factory=dict)  # by arrival
 
@@ -60,6 +62,10 @@ class AdapterGate:
     def ref(self, seq: Sequence) -> SlotRef | None:
         """The slot of the sequence's adapter; None for the base model, or while it isn't there."""
         return self._demands[seq.adapter].ref if seq.adapter else None
+
+    def traits(self, seq: Sequence) -> Traits:
+        """What the sequence's adapter, which is there, asks of it."""
+        return self._demands[seq.adapter].traits if seq.adapter else PLAIN
 
     def passable(self, seq: Sequence) -> bool:
         """Whether the sequence could be computed now."""
@@ -132,6 +138,7 @@ class AdapterGate:
     def _open(self, demand: Demand) -> None:
         self._pending.pop(demand.digest, None)
         demand.ref = ref = self._residency.acquire(demand.digest)
+        demand.traits = self._residency.traits(ref)
         generation, _ = self._stays.get(ref.slot, (None, 0.0))
         if generation != ref.generation:
             self._stays[ref.slot] = (ref.generation, self._clock())

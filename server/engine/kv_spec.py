@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from weft.adapters.base import head_of
+from weft.adapters.base import KVShape, head_of
 from weft.adapters.modules import RowLayout
 from weft.server.engine.attention import AttentionOptions, set_backend
 from weft.server.engine.checks import ModelUnsupported
@@ -21,6 +21,7 @@ _KEPT = 3
 class LayerSpec:
     """One attention module: what it stores per token, and how far it looks back."""
 
+    name: str
     module: nn.Module
     kv_heads: int
     k_dim: int
@@ -46,6 +47,13 @@ class KVSpec:
         return sum(layer.kv_heads * (layer.k_dim + layer.v_dim) for layer in self.layers)
 
     @property
+    def shapes(self) -> dict[str, KVShape]:
+        """What each layer stores per token, by name."""
+        return {
+            layer.name: KVShape(layer.kv_heads, layer.k_dim, layer.v_dim) for layer in self.layers
+        }
+
+    @property
     def longest_window(self) -> int:
         """The largest sliding window; 0 where no layer has one."""
         return max((layer.window or 0 for layer in self.layers), default=0)
@@ -56,7 +64,7 @@ class KVSpec:
 
         Raises ModelUnsupported for what cannot be paged.
         """
-        recorder = _Recorder()
+        recorder = _Recorder({id(module): name for name, module in model.named_modules()})
         for module in model.modules():
             set_backend(module, recorder)
         with RowWatch.of(model, _ROWS) as watch:
@@ -85,6 +93,7 @@ def _dry_run(model: PreTrainedModel) -> None:
 class _Recorder:
     """An attention backend that notes what it sees and answers zeros."""
 
+    names: Mapping[int, str]
     layers: dict[int, LayerSpec] = field(default_factory=dict)
 
     def __call__(
@@ -95,6 +104,6 @@ class _Recorder:
         if q.shape[1] % k.shape[1]:
             raise ModelUnsupported(f"{type(module).__name__} has an uneven number of heads")
         self.layers[id(module)] = LayerSpec(
-            module, k.shape[1], k.shape[2], v.shape[2], options.window
+            self.names[id(module)], module, k.shape[1], k.shape[2], v.shape[2], options.window
         )
         return q.new_zeros(q.shape[0], q.shape[1], v.shape[2])

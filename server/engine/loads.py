@@ -20,6 +20,8 @@ CANARY_TENANT = TenantContext("_canary")
 CANARY_TOKENS = 8
 _BASE = "canary-base"
 _WEIGHTS = "adapter_model.safetensors"
+_LEAD = "adapter_config.json: num_virtual_tokens"
+_TOO_LONG = "leaves no room for a prompt in the context or the KV cache of this server"
 
 
 @dataclass
@@ -79,6 +81,8 @@ class Loads:
             return _failed(load.command.id, refusal)
         if load.difference is None or card is None:
             code = (seq.finish and seq.finish.error) or "internal_error"
+            if code == "context_length_exceeded":
+                return _failed(load.command.id, AdapterInvalid(_LEAD, _TOO_LONG))
             return Failed(load.command.id, code, "adapter", "the canary did not run")
         return Loaded(load.command.id, _report(load, card))
 
@@ -114,4 +118,5 @@ def _report(load: _Load, card: Card) -> LoadReport:
         canary_difference=load.difference,
         checks=(*card.checks, "canary: finite logits that differ from the base's"),
         warnings=card.warnings,
+        virtual_tokens=card.virtual_tokens,
     )

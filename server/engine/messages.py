@@ -69,7 +69,10 @@ class TokenLogprobs(Message, frozen=True):
 
 
 class Generate(Message, frozen=True, kw_only=True):
-    """A request: `n` continuations of `prompt` by the adapter version with digest `adapter`."""
+    """A request: `n` continuations of `prompt` by the adapter version with digest `adapter`.
+
+    invoked: the adapter computes all rows, also one that waits for its invocation tokens
+    """
 
     id: str
     tenant: TenantContext
@@ -77,6 +80,7 @@ class Generate(Message, frozen=True, kw_only=True):
     sampling: Sampling
     adapter: str | None = None
     n: int = 1
+    invoked: bool = False
 
 
 class Abort(Message, frozen=True):
@@ -172,6 +176,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     """What a load found: the adapter's card and the checks that it passed.
 
     rank: the largest after lowering   share: trained values over the base's   bytes: on the device
+    virtual_tokens: positions that stand before a prompt and count against the context
     canary_difference: largest absolute difference from the base's logits on a fixed prompt
     """
 
@@ -188,6 +193,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     canary_difference: float
     checks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    virtual_tokens: int = 0
 
 
 class Loaded(Message, frozen=True):

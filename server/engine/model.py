@@ -26,6 +26,7 @@ from weft.server.engine.kv_memory import KVLayout, choose_size
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
 from weft.server.engine.packed_linear import pack_linears
+from weft.server.engine.prefixes import PrefixCopies
 from weft.server.engine.self_test import Reference, SelfTest, check_model
 from weft.server.engine.step_plan import StepPlan
 from weft.server.engine.weights import Progress
@@ -69,6 +70,7 @@ class ModelHost:
     base: BaseModules
     arena: Arena
     forward: Forward
+    prefixes: PrefixCopies
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Progress) -> "ModelHost":
@@ -83,6 +85,10 @@ class ModelHost:
         with _memory("the model's weights: choose a smaller --dtype or model"):
             model = source.load(config, progress)
         return _assemble(config, source, model, progress)
+
+    def place(self, plan: StepPlan) -> None:
+        """Puts what the adapters bring into the cache, as the plan says; see PrefixCopies."""
+        self.prefixes.place(plan)
 
     def build(self, plan: StepPlan) -> StepBatch:
         """The tensors of a plan that is not empty."""
@@ -153,12 +159,13 @@ def _assemble(
     reference = Reference.of(model, test)
     progress("self-test", 1, 2)
     pack_linears(model)
-    base = BaseModules.of(model, spec.refused)
+    base = BaseModules.of(model, spec.refused, spec.shapes)
     with _memory("the adapters: lower --adapter-memory"):
         values = _arena(wanted, source)
     adapted = adapt(model, base, spec.layouts, values, SLOTS)
     arena, attention = Arena(values, adapted.tables), AttentionStep()
     forward = Forward(model, attention, adapted.state, wanted.page_size)
+    prefixes = PrefixCopies(spec, adapted.tables, wanted.page_size)
     layout.allocate(test.pages, attention)
     check_model(forward, test, reference)
     progress("self-test", 2, 2)
@@ -183,7 +190,7 @@ def _assemble(
         adapter_bytes=arena.values.nbytes,
         slots=SLOTS,
     )
-    return ModelHost(facts, base, arena, forward)
+    return ModelHost(facts, base, arena, forward, prefixes)
 
 
 def _context_length(wanted: EngineConfig, config: PreTrainedConfig) -> int:

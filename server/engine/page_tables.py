@@ -9,44 +9,49 @@ from weft.server.engine.sequence import Sequence
 
 
 class PageTables:
-    """Gives sequences pages for all their tokens, shared ones where the prefix is known.
+    """Gives sequences pages for all their positions, shared ones where the prefix is known.
 
-    num_pages: pages of the pools, page 0 included   page_size: tokens in a page
+    num_pages: pages of the pools, page 0 included   page_size: positions in a page
     prefix_queries, prefix_hits: tokens looked up, and found, at admissions so far
     """
 
     def __init__(self, num_pages: int, page_size: int, root: PrefixRoot | None) -> None:
-        """Without a `root` nothing is shared."""
+        """Without a `root` only what adapters bring is shared."""
         self.pool = PagePool(num_pages)
         self.prefixes = PrefixCache(self.pool, page_size, root)
         self.page_size = page_size
         self.prefix_queries = 0
         self.prefix_hits = 0
 
-    def could_hold(self, tokens: int) -> bool:
-        """Whether a sequence of so many tokens fits if it has everything for itself."""
-        return self._pages_for(tokens) <= self.pool.total
+    def could_hold(self, positions: int) -> bool:
+        """Whether a sequence of so many positions fits if it has everything for itself."""
+        return self._pages_for(positions) <= self.pool.total
 
     def admit(self, seq: Sequence, spare: int) -> bool:
-        """Gives `seq` pages for all its tokens and says in it what is computed already.
+        """Gives `seq` pages for all its positions and says in it what is computed already.
 
-        False, and nothing taken, unless `spare` pages stay available for others to grow into.
+        What its adapter brings counts as computed, and can be shared at once: the next step begins
+        with copying it. False, and nothing taken, unless `spare` pages stay available for others
+        to grow into.
         """
         shared = self.prefixes.find(seq)
-        fresh = self._pages_for(len(seq.tokens)) - len(shared)
+        fresh = self._pages_for(seq.length) - len(shared)
         if self.pool.available - self.pool.idle(shared) - fresh < spare:
             return False
         self.pool.share(shared)
         seq.pages = shared + self.pool.take(fresh)
         seq.published = len(shared)
-        seq.computed = len(shared) * self.page_size
+        found = len(shared) * self.page_size
+        seq.computed = max(found, seq.traits.prefix)
+        seq.uncopied = seq.computed - found
+        self.prefixes.publish(seq)
         self.prefix_queries += len(seq.tokens)
-        self.prefix_hits += seq.computed
+        self.prefix_hits += max(found - seq.lead, 0)
         return True
 
     def grow(self, seq: Sequence) -> bool:
-        """Makes the pages cover the sequence's newest token; False if none is available."""
-        if len(seq.tokens) > len(seq.pages) * self.page_size:
+        """Makes the pages cover the sequence's newest position; False if none is available."""
+        if seq.length > len(seq.pages) * self.page_size:
             if not self.pool.available:
                 return False
             seq.pages += self.pool.take(1)
@@ -56,7 +61,7 @@ class PageTables:
         """Takes all pages back; what was published can be found until it is overwritten."""
         self.pool.release(seq.pages)
         seq.pages = []
-        seq.published = seq.computed = 0
+        seq.published = seq.computed = seq.uncopied = 0
 
     def check(self, live: Iterable[Sequence]) -> tuple[str, ...]:
         """The broken invariants; empty when sound."""
@@ -69,5 +74,5 @@ class PageTables:
         }
         return self.pool.check() + tuple(name for name, holds in broken.items() if not holds)
 
-    def _pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.page_size)
+    def _pages_for(self, positions: int) -> int:
+        return -(-positions // self.page_size)

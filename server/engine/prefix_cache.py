@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import secrets
 from array import array
 from dataclasses import dataclass
 
@@ -29,30 +30,30 @@ class PrefixRoot:
 
 
 class PrefixCache:
-    """Finds and publishes full pages by a chained SHA-256 over tokens, and compares the tokens."""
+    """Finds and publishes full pages by a chained SHA-256 over tokens, and compares the tokens.
+
+    enabled: whether pages with prompts are shared; those that hold only what an adapter brings are
+    always shared
+    """
 
     def __init__(self, pool: PagePool, page_size: int, root: PrefixRoot | None) -> None:
-        """Without a `root` nothing is shared."""
+        """Without a `root` nothing is shared but what adapters bring."""
+        self.enabled = root is not None
         self._pool = pool
         self._page_size = page_size
-        self._root = root
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is ever shared."""
-        return self._root is not None
+        self._root = root or PrefixRoot(secrets.token_bytes(32), base_digest="", kv_dtype="")
 
     def find(self, seq: Sequence) -> list[int]:
         """The pages that hold the longest known prefix of `seq`, its last token left out.
 
         At least one token is left to compute. A sequence that wants log-probabilities of its prompt
-        starts from nothing, because they come out of computing it.
+        computes it all, because they come out of that.
         """
         pages: list[int] = []
-        if self._root is None or (seq.sampling.prompt_logprobs is not None and not seq.generated):
-            return pages
-        for index in range((len(seq.tokens) - 1) // self._page_size):
-            page = self._pool.find(self._content(self._root, seq, index))
+        wants_prompt = seq.sampling.prompt_logprobs is not None and not seq.generated
+        last = min(seq.lead if wants_prompt else seq.length - 1, self._shareable(seq))
+        for index in range(last // self._page_size):
+            page = self._pool.find(self._content(seq, index))
             if page is None:
                 break
             pages.append(page)
@@ -60,19 +61,35 @@ class PrefixCache:
 
     def publish(self, seq: Sequence) -> None:
         """Lets others start from the pages that `seq` has filled since the last call."""
-        if self._root is None:
-            return
-        for index in range(seq.published, seq.computed // self._page_size):
-            self._pool.publish(seq.pages[index], self._content(self._root, seq, index))
+        last = min(seq.computed, self._shareable(seq))
+        for index in range(seq.published, last // self._page_size):
+            self._pool.publish(seq.pages[index], self._content(seq, index))
             seq.published = index + 1
 
-    def _content(self, root: PrefixRoot, seq: Sequence, index: int) -> Content:
+    def _shareable(self, seq: Sequence) -> int:
+        """How many of its leading positions may be shared."""
+        return seq.length if self.enabled else seq.traits.prefix
+
+    def _content(self, seq: Sequence, index: int) -> Content:
         """What page `index` of `seq` holds; asked for in the order of the pages."""
         contents = seq.contents
         if index == len(contents):
             start = index * self._page_size
-            tokens = tuple(seq.tokens[start : start + self._page_size])
-            parent = contents[-1].key if contents else root.key(seq.tenant.id, seq.adapter)
-            key = hashlib.sha256(parent + array("q", tokens).tobytes()).digest()
+            tokens = seq.identities(start, start + self._page_size)
+            key = hashlib.sha256(self._parent(seq, index) + array("q", tokens).tobytes()).digest()
             contents.append(Content(key, tokens))
         return contents[index]
+
+    def _parent(self, seq: Sequence, index: int) -> bytes:
+        """What the key of page `index` is chained to: all that its KV depends on beside its tokens.
+
+        Pages before the adapter's first row are those of the tenant's requests to the base.
+        """
+        before = seq.contents[-1].key if index else b""
+        first, offset = divmod(seq.base_until, self._page_size)
+        if index < first:
+            return before or self._root.key(seq.tenant.id, None)
+        if index > first:
+            return before
+        own = self._root.key(seq.tenant.id, seq.adapter)
+        return own if not seq.base_until else before + own + offset.to_bytes(4, "little")

@@ -5,6 +5,7 @@ from typing import Protocol
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.traits import Traits
 
 
 class Residency(Protocol):
@@ -28,6 +29,9 @@ class Residency(Protocol):
 
     def release(self, ref: SlotRef) -> None:
         """Gives a reference back, exactly once."""
+
+    def traits(self, ref: SlotRef) -> Traits:
+        """What the version in the slot asks of its sequences."""
 
     def victims_for(self, digest: str) -> tuple[str, ...]:
         """Which referenced versions to release, least recently used first, so that this one fits.

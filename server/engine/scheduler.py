@@ -108,7 +108,7 @@ class Scheduler:
         self._requests[request.id] = children
         for seq in children:
             self._gate.join(seq)
-        if error := self._refusal(request):
+        if error := self._refusal(request, lead=0):
             self._end_all(children, Finish("error", error=error))
         else:
             self._start(children[:1] if self._shares_prompt(request) else children)
@@ -183,14 +183,15 @@ class Scheduler:
     def _schedule(self, seq: Sequence, count: int) -> Scheduled:
         stop = seq.computed + count
         self._queue.charge(seq, stop)
-        samples = stop == len(seq.tokens) and seq.sampling.max_tokens > 0
-        return Scheduled(seq, seq.computed, count, samples)
+        samples = stop == seq.length and seq.sampling.max_tokens > 0
+        return Scheduled(seq, seq.computed, count, samples, copies=seq.uncopied)
 
     def _advance(self, item: Scheduled, token: int | None) -> None:
         seq = item.seq
-        seq.computed = item.start + item.count
+        seq.computed = item.stop
+        seq.uncopied = 0
         self.tables.prefixes.publish(seq)
-        if item.start < seq.prompt_len <= seq.computed:
+        if item.start < seq.lead + seq.prompt_len <= seq.computed:
             self._start(s for s in self._requests[seq.request.id] if s.status is Status.HELD)
         if token is not None:
             seq.tokens.append(token)
@@ -203,19 +204,29 @@ class Scheduler:
 
     def _start(self, seqs: Iterable[Sequence]) -> None:
         """Lets sequences wait for their turn, or for their adapter."""
-        for seq in seqs:
+        for seq in list(seqs):
+            if seq.status is Status.ENDED:  # with a sibling that was refused just now
+                continue
             if self._gate.passable(seq):
-                seq.status = Status.QUEUED
-                self._queue.push(seq)
+                self._enqueue(seq)
             else:
                 seq.status = Status.PARKED
+
+    def _enqueue(self, seq: Sequence) -> None:
+        """Its adapter is there and says how long it makes the sequence: too long, maybe."""
+        seq.adopt(self._gate.traits(seq))
+        if error := self._refusal(seq.request, seq.lead):
+            self._end_all([seq], Finish("error", error=error))
+            return
+        seq.status = Status.QUEUED
+        self._queue.push(seq)
 
     def _admit(self, seq: Sequence) -> bool:
         """Lets the queue's choice run, if pages suffice and each running one can still grow."""
         if not self.tables.admit(seq, spare=len(self._running)):
             return False
         if not seq.preemptions:
-            seq.cached_tokens = seq.computed
+            seq.cached_tokens = max(seq.computed - seq.lead, 0)
         self._queue.remove(seq)
         seq.slot = self._gate.ref(seq)
         seq.status = Status.RUNNING
@@ -285,11 +296,11 @@ class Scheduler:
         """Whether later children wait for the first one's pages instead of computing their own."""
         return self.tables.prefixes.enabled and request.sampling.prompt_logprobs is None
 
-    def _refusal(self, request: Generate) -> str | None:
-        """The error code of a request that can never be served."""
-        prompt, sampling = len(request.prompt), request.sampling
-        if not prompt:
+    def _refusal(self, request: Generate, lead: int) -> str | None:
+        """The error code of a request that can never be served with `lead` positions first."""
+        if not request.prompt:
             return "invalid_parameter"
+        prompt, sampling = lead + len(request.prompt), request.sampling
         longest = min(prompt + sampling.max_tokens, self.limits.max_model_len)
         fits_model = prompt + min(sampling.max_tokens, 1) <= self.limits.max_model_len
         if not fits_model or not self.tables.could_hold(max(prompt, longest - 1)):

@@ -1,10 +1,12 @@
 """One continuation of a request and how far it has come. Knows no queues and no tensors."""
 
+import sys
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from weft.adapters.pool import SlotRef
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.traits import PLAIN, Traits, last_occurrence
 from weft.server.engine.messages import Generate, Sampling
 from weft.server.engine.pages import Content
 
@@ -32,9 +34,14 @@ class Finish:
 class Sequence:
     """Child `index` of `request`. Only the scheduler changes it; others read.
 
-    tokens: the prompt and what was generated; `tokens[:computed]` have valid KV in `pages`.
-    arrival: position in the order of all arrivals; decides who waits and who is preempted.
-    cached_tokens: prompt tokens that the prefix cache spared at first admission.
+    Its positions are the `lead` that its adapter puts first, and then its tokens.
+
+    tokens: the prompt and what was generated
+    computed: leading positions that have valid KV in `pages`
+    uncopied: the last so many of those still to be copied, by the next step, from the adapter
+    traits, base_until: what the adapter asks for; rows of positions below are the base's
+    arrival: position in the order of all arrivals; decides who waits and who is preempted
+    cached_tokens: prompt tokens that the prefix cache spared at first admission
     """
 
     request: Generate
@@ -43,6 +50,9 @@ class Sequence:
     tokens: list[int]
     status: Status = Status.HELD
     computed: int = 0
+    uncopied: int = 0
+    traits: Traits = PLAIN
+    base_until: int = 0
     pages: list[int] = field(default_factory=list)
     slot: SlotRef | None = None
     finish: Finish | None = None
@@ -68,6 +78,16 @@ class Sequence:
         return self.request.sampling
 
     @property
+    def lead(self) -> int:
+        """Number of positions before the prompt's first token."""
+        return self.traits.lead
+
+    @property
+    def length(self) -> int:
+        """Number of known positions."""
+        return self.traits.lead + len(self.tokens)
+
+    @property
     def prompt_len(self) -> int:
         """Number of prompt tokens."""
         return len(self.request.prompt)
@@ -79,5 +99,19 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Number of known tokens whose KV is still to be computed."""
-        return len(self.tokens) - self.computed
+        """Number of known positions whose KV is still to be computed."""
+        return self.length - self.computed
+
+    def adopt(self, traits: Traits) -> None:
+        """Learns what its adapter asks for, before it gets any pages."""
+        self.traits = traits
+        self.base_until = 0
+        if traits.invocation and not self.request.invoked:
+            start = last_occurrence(self.request.prompt, traits.invocation)
+            self.base_until = sys.maxsize if start is None else self.lead + start
+
+    def identities(self, start: int, stop: int) -> tuple[int, ...]:
+        """What stands at each of these positions: a token id, or below 0 one of the lead."""
+        lead = self.lead
+        virtual = range(start - lead, min(stop - lead, 0))
+        return (*virtual, *self.tokens[max(start - lead, 0) : max(stop - lead, 0)])

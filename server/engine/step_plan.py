@@ -9,18 +9,32 @@ from weft.server.engine.sequence import Sequence
 class Scheduled:
     """Rows for positions `[start, start + count)` of `seq`; its pages cover them all.
 
-    `samples`: the last row's logits choose the sequence's next token.
+    samples: the last row's logits choose the sequence's next token
+    copies: so many positions before `start` get their KV from the adapter's prefix first
     """
 
     seq: Sequence
     start: int
     count: int
     samples: bool
+    copies: int = 0
+
+    @property
+    def stop(self) -> int:
+        """The position after the last one."""
+        return self.start + self.count
 
     @property
     def slot(self) -> int:
-        """The adapter slot that computes these rows; -1 for the base model."""
-        return -1 if self.seq.slot is None else self.seq.slot.slot
+        """The adapter slot that computes the last row; -1 for the base model."""
+        slot = self.seq.slot
+        return -1 if slot is None or self.stop <= self.seq.base_until else slot.slot
+
+    @property
+    def slots(self) -> list[int]:
+        """The adapter slot that computes each row: the base's own rows come first."""
+        base = min(max(self.seq.base_until - self.start, 0), self.count)
+        return [-1] * base + [self.slot] * (self.count - base)
 
 
 @dataclass(frozen=True, slots=True)

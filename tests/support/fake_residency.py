@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.traits import PLAIN, Traits
 
 
 class FakeResidency:
@@ -12,6 +13,7 @@ class FakeResidency:
 
     sizes: bytes of each version that exists   load_steps: steps until one is in host memory
     install_steps: steps of its copy to the device   broken: versions whose load fails
+    traits: of the versions that have any
     """
 
     def __init__(
@@ -23,6 +25,7 @@ class FakeResidency:
         load_steps: int = 1,
         install_steps: int = 1,
         broken: Collection[str] = (),
+        traits: Mapping[str, Traits] | None = None,
     ) -> None:
         self.pool = Pool(capacity, slots, align=1)
         self.loads = 0
@@ -30,6 +33,7 @@ class FakeResidency:
         self._load_steps = load_steps
         self._install_steps = install_steps
         self._broken = frozenset(broken)
+        self._traits = traits or {}
         self._wanted: dict[str, int] = {}  # version → steps until it is in host memory
         self._installing: dict[str, int] = {}
         self._failures: dict[str, Exception] = {}
@@ -59,6 +63,9 @@ class FakeResidency:
 
     def release(self, ref: SlotRef) -> None:
         self.pool.release(ref)
+
+    def traits(self, ref: SlotRef) -> Traits:
+        return self._traits.get(self._digests[ref], PLAIN)
 
     def victims_for(self, digest: str) -> tuple[str, ...]:
         if self._claim not in (None, digest):

@@ -162,11 +162,14 @@ class World:
             seq = item.seq
             assert item.count > 0
             assert item.start == seq.computed
-            assert item.samples == (
-                item.start + item.count == len(seq.tokens) and seq.sampling.max_tokens > 0
-            )
+            assert item.samples == (item.stop == seq.length and seq.sampling.max_tokens > 0)
+            assert item.start >= seq.traits.prefix
             computed_with = seq.slot and self.residency.computes(seq.slot)
             assert computed_with == seq.adapter
+            assert item.slots == [
+                seq.slot.slot if seq.slot and position >= seq.base_until else -1
+                for position in range(item.start, item.stop)
+            ]
 
     def _compute(self, plan: StepPlan) -> None:
         for item in plan.items:
@@ -176,7 +179,7 @@ class World:
 
     def _write(self, item: Scheduled) -> None:
         prefix = self._prefix(item.seq)
-        for position in range(item.start, item.start + item.count):
+        for position in range(item.start - item.copies, item.stop):
             self._cells[self._cell(item.seq, position)] = prefix[position]
 
     def _read(self, item: Scheduled) -> None:
@@ -192,9 +195,11 @@ class World:
     def _prefix(self, seq: Sequence) -> list[int]:
         """For each position: a digest of all that its KV depends on."""
         prefix = self._prefixes.setdefault(seq, [])
-        for token in seq.tokens[len(prefix) :]:
-            before = prefix[-1] if prefix else hash((seq.tenant.id, seq.adapter))
-            prefix.append(hash((before, token)))
+        identities = [*range(-seq.lead, 0), *seq.tokens]
+        for position in range(len(prefix), len(identities)):
+            before = prefix[-1] if prefix else hash(seq.tenant.id)
+            adapter = seq.adapter if position >= seq.base_until else None
+            prefix.append(hash((before, identities[position], adapter)))
         return prefix
 
     def _check_rest(self) -> None:

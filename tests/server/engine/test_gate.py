@@ -8,6 +8,7 @@ from scheduling import Clock, World, limits, request
 
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.gate import AdapterGate
 from weft.server.engine.sequence import Sequence
 
@@ -196,6 +197,9 @@ class Scripted:
 
     def release(self, ref: SlotRef) -> None:
         self.references -= 1
+
+    def traits(self, ref: SlotRef) -> Traits:
+        return PLAIN
 
     def victims_for(self, digest: str) -> tuple[str, ...]:
         return self.victims
