@@ -1,6 +1,6 @@
 """Whole embeddings and heads that trainers save beside an adapter, changed or not.
 
-Equal copies are dropped. Nothing here is ever written into the base.
+Nothing here is ever written into the base.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weft.adapters.base import BaseModules
+from weft.adapters.methods.draft import Draft, equal
 from weft.adapters.methods.names import NamedTensors
 from weft.adapters.operations import LowRank
 
@@ -24,34 +25,39 @@ def module_of(name: str, base: BaseModules) -> str | None:
     return None
 
 
-def drop(named: NamedTensors, base: BaseModules, changes: Mapping[str, LowRank]) -> None:
-    """Takes every copy out of `named`.
+def take(draft: Draft, changes: Mapping[str, LowRank]) -> None:
+    """Takes every copy out of a draft; one that differs is what this adapter computes with.
 
     changes: what training added to the base's weights before it began, by module
-    Raises AdapterInvalid where a copy is not the base's own weight.
+    Raises AdapterInvalid where it is not clear what a copy is for.
     """
+    base, named = draft.base, draft.named
+    copies = {name: module for name in named if (module := module_of(name, base)) is not None}
+    unsaved = ", ".join(sorted(base.tied.difference(copies.values())))
+    for name, module in copies.items():
+        own = base[module].weight().cpu()
+        rows = named.shape(name)[0]
+        if rows != len(own):
+            last = module.rpartition(".")[2]
+            raise named.refusal(name, f"{last} has {rows} rows, base has {len(own)}")
+        copy = named.take(name, tuple(own.shape))
+        if module in changes:
+            if not _close(copy, own, changes[module]):
+                raise named.refusal(name, "differs from the base's weight as training changed it")
+        elif module in base.tied and unsaved and not equal(copy, own):
+            raise named.refusal(name, f"differs from the base's weight, which {unsaved} shares")
+        else:
+            draft.replace(module, "weight", copy)
+
+
+def drop(named: NamedTensors, base: BaseModules, changes: Mapping[str, LowRank]) -> None:
+    """Takes every copy out of `named`; one that differs is refused."""
     for name in list(named):
         module = module_of(name, base)
-        if module is None:
-            continue
-        weight = base[module].weight().cpu()
-        rows, base_rows = named.shape(name)[0], weight.shape[0]
-        if rows != base_rows:
-            raise named.refusal(
-                name, f"{module.rpartition('.')[2]} has {rows} rows, base has {base_rows}"
-            )
-        copy = named.take(name, tuple(weight.shape))
-        change = changes.get(module)
-        same = _equal(copy, weight) if change is None else _close(copy, weight, change)
-        if not same:
-            raise named.refusal(
-                name, "differs from the base's weight: a retrained or foreign one is not served"
-            )
-
-
-def _equal(copy: Tensor, weight: Tensor) -> bool:
-    """Equal as they are, or after rounding to the other's dtype."""
-    return torch.equal(copy.to(weight.dtype), weight) or torch.equal(copy, weight.to(copy.dtype))
+        if module is not None:
+            own = base[module].weight().cpu()
+            if not equal(named.take(name, tuple(own.shape)), own):
+                raise named.refusal(name, "differs from the base's weight")
 
 
 def _close(copy: Tensor, weight: Tensor, change: LowRank) -> bool:

@@ -10,15 +10,14 @@ from weft.adapters.base import BaseModules, TargetModule
 from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
-from weft.adapters.methods import base_copies
+from weft.adapters.methods import base_copies, biases, dora, saved_modules, trained_tokens
 from weft.adapters.methods.changed_base import base_change
 from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import invalid
 from weft.adapters.methods.lora_config import LoraConfig, Strength
 from weft.adapters.methods.names import NamedTensors
-from weft.adapters.operations import LowRank
+from weft.adapters.operations import LowRank, OutputScale, OutputShift
 from weft.adapters.plan import AdapterPlan
-from weft.adapters.tensors import all_finite
 
 _FOREIGN = (
     (r"\.lora_magnitude_vector", "is a DoRA magnitude, but use_dora is not set"),
@@ -32,24 +31,28 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModules) -> AdapterPlan:
-    """One `LowRank` for each module that the configuration selects, in float32.
+    """A `LowRank` for each module that the configuration selects, and what was trained beside it.
 
     Raises AdapterInvalid unless configuration, file and base agree on every module and tensor.
     """
     config = LoraConfig.read(checkpoint.config)
     draft = Draft(checkpoint, tensors, base)
     modules = _selected(config, draft.named, base)
-    _refuse_foreign(draft.named, modules, base)
+    saved_modules.replace(draft, config.saved, tied=config.tied)
+    trained_tokens.replace_listed(draft, config.tokens)
+    new_biases = biases.take(draft, config.bias, modules)
+    _refuse_foreign(draft.named, config, modules, base)
     changes: dict[str, LowRank] = {}
     for name, strength in config.strengths(modules).items():
-        pair = _pair(draft.named, base[name], strength)
+        pair = _pair(draft, base[name], strength)
         change = base_change(config.init, base, name, strength)
         if change is not None:
             changes[name] = change
             pair = _joined(pair, change)
-        draft.add(name, pair)
-    base_copies.drop(draft.named, base, changes)
-    return draft.plan("lora")
+        added = _added_bias(draft, name, strength) if config.lora_bias else None
+        _add(draft, config, name, pair, new_biases.get(name), added)
+    base_copies.take(draft, changes)
+    return draft.plan("dora" if config.dora else "lora")
 
 
 def part_names(module: TargetModule) -> tuple[str, str]:
@@ -73,12 +76,14 @@ def _selected(config: LoraConfig, named: NamedTensors, base: BaseModules) -> lis
     return [name for name in base if name in selected]
 
 
-def _refuse_foreign(named: NamedTensors, modules: list[str], base: BaseModules) -> None:
+def _refuse_foreign(
+    named: NamedTensors, config: LoraConfig, modules: list[str], base: BaseModules
+) -> None:
     """Names in the file and modules of the configuration must be the same; says what is not.
 
     A foreign name is told first: it explains best why a module seems to be missing.
     """
-    expected = {part: name for name in modules for part in part_names(base[name])}
+    expected = {part: name for name in modules for part in _all_part_names(base[name], config)}
     for name in named:
         if name not in expected and base_copies.module_of(name, base) is None:
             raise named.refusal(name, _why_foreign(name, modules, base))
@@ -87,6 +92,15 @@ def _refuse_foreign(named: NamedTensors, modules: list[str], base: BaseModules) 
             raise AdapterInvalid(
                 WEIGHTS_NAME, f"holds no {part}, but the configuration selects {name}"
             )
+
+
+def _all_part_names(module: TargetModule, config: LoraConfig) -> list[str]:
+    names = [*part_names(module)]
+    if config.dora:
+        names.append(dora.magnitude_name(module.name))
+    if config.lora_bias:
+        names.append(_bias_name(module.name))
+    return names
 
 
 def _why_foreign(name: str, modules: list[str], base: BaseModules) -> str:
@@ -105,14 +119,51 @@ def _why_foreign(name: str, modules: list[str], base: BaseModules) -> str:
     return f"is not a tensor of LoRA on {module}, a module of kind {base[module].kind}"
 
 
-def _pair(named: NamedTensors, module: TargetModule, strength: Strength) -> LowRank:
+def _pair(draft: Draft, module: TargetModule, strength: Strength) -> LowRank:
     part_a, part_b = part_names(module)
-    a = named.take(part_a, (strength.rank, module.in_features)).float()
-    b = named.take(part_b, (module.out_features, strength.rank)).float()
-    b = b.T.contiguous() * (strength.scaling * module.scale)
-    if not all_finite(b):
-        raise AdapterInvalid(part_b, "overflows when multiplied by its scaling")
-    return LowRank(a, b)
+    a = draft.take(part_a, strength.rank, module.in_features)
+    b = draft.take(part_b, module.out_features, strength.rank)
+    return LowRank(a, b.T.contiguous() * (strength.scaling * module.scale))
+
+
+def _bias_name(module: str) -> str:
+    return f"{module}.lora_B.bias"
+
+
+def _added_bias(draft: Draft, module: str, strength: Strength) -> Tensor:
+    """What `lora_bias` adds, `[out_features]`."""
+    width = draft.base[module].out_features
+    return draft.take(_bias_name(module), width) * strength.scaling
+
+
+def _add(
+    draft: Draft,
+    config: LoraConfig,
+    name: str,
+    pair: LowRank,
+    bias: Tensor | None,
+    added: Tensor | None,
+) -> None:
+    """`y = c (W x + B A x) + bias + added`, of a y that the base computes as `W x` and its bias.
+
+    bias: in place of the base's, or None for the base's own   added: None for nothing
+    """
+    has_bias = "bias" in draft.base.owners[name].shapes
+    own = draft.base.parameter(name, "bias").cpu().float() if has_bias else None
+    shift = torch.zeros(draft.base[name].out_features)
+    if own is not None:
+        shift += (bias if bias is not None else own) - own
+    if added is not None:
+        shift += added
+    if config.dora:
+        factors = dora.take_factors(draft, draft.base[name], pair)
+        draft.add(name, OutputScale(factors))
+        pair = LowRank(pair.a, pair.b * factors)
+        if own is not None:
+            shift += own - own * factors
+    if shift.any():
+        draft.add(name, OutputShift(shift))
+    draft.add(name, pair)
 
 
 def _joined(first: LowRank, second: LowRank) -> LowRank:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from weft.adapters.methods import biases, saved_modules, trained_tokens
 from weft.adapters.methods.fields import Fields, finite_number, invalid, positive_integer
 from weft.adapters.methods.patterns import first_match
 from weft.adapters.methods.targets import TargetRule
@@ -32,13 +33,9 @@ _REFUSED = {
     "arrow_config": "Arrow routes over other adapters, which one version does not hold",
     "kasa_config": "KaSA truncates the base's weights, which is not served",
     "layer_replication": "a base with replicated layers is another model",
-    "lora_bias": "a bias in the adapter is not served",
     "megatron_config": "Megatron's parallel layers are not served",
-    "modules_to_save": "whole modules in an adapter are not served",
     "target_parameters": "LoRA on bare parameters (such as fused experts) is not served",
-    "trainable_token_indices": "trained token embeddings are not served",
     "use_bdlora": "block-diagonal LoRA is not served",
-    "use_dora": "DoRA is not served",
     "use_qalora": "QA-LoRA is not served",
 }
 _INITS: Mapping[str, Init] = {
@@ -71,6 +68,8 @@ class LoraConfig:
         first that matches holds
     init: "plain", or how the base's weights were changed before training
     tied: whether an adapter of the embedding may come with one of the head that is tied to it
+    dora: whether the norms of rows were trained apart   lora_bias: whether B comes with a bias
+    bias, saved, tokens: what was trained beside; see the modules that read them
     """
 
     rank: int
@@ -81,6 +80,11 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float]
     init: Init
     tied: bool
+    dora: bool
+    lora_bias: bool
+    bias: biases.Trained
+    saved: tuple[str, ...]
+    tokens: trained_tokens.ByEnd
 
     @classmethod
     def read(cls, config: Mapping[str, Json]) -> "LoraConfig":
@@ -89,8 +93,6 @@ class LoraConfig:
         fields.refuse(_REFUSED)
         fields.ignore(*_TRAINING_ONLY)
         fields.flag("fan_in_fan_out")  # how the base stores a weight; LoRA's layout is the same
-        if (bias := fields.get("bias")) not in (None, "none"):
-            raise invalid("bias", f"{bias!r} is not served: the base's biases are shared")
         init = _init(fields)
         result = cls(
             rank=fields.integer("r", 8),
@@ -101,6 +103,11 @@ class LoraConfig:
             alpha_pattern=fields.table("alpha_pattern", finite_number),
             init=init,
             tied=fields.flag("ensure_weight_tying"),
+            dora=fields.flag("use_dora"),
+            lora_bias=fields.flag("lora_bias"),
+            bias=biases.read(fields, "lora"),
+            saved=saved_modules.read(fields),
+            tokens=trained_tokens.read(fields),
         )
         fields.finish()
         return result

@@ -38,9 +38,13 @@ def save_lora(
 def redraw(adapted: PeftModel, strength: float = 1.0) -> None:
     """Moves an adapter's trainable tensors as training would, from torch's random state."""
     for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
+        if "lora_magnitude" in name:
+            parameter.data *= 1 + torch.randn_like(parameter) * 0.3 * strength
+        elif "lora_" in name:
             scale = 0.3 / parameter.shape[-1] ** 0.5 if "embedding" not in name else 0.02
             parameter.data += torch.randn_like(parameter) * scale * strength
+        elif parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) * 0.5 * parameter.std() * strength
 
 
 def load_peft(base: PreTrainedModel, path: Path) -> PeftModel:

@@ -15,6 +15,7 @@ TOLERANCE = 2e-5
 IDS = torch.randint(5, 512, (2, 13), generator=torch.Generator().manual_seed(3))
 
 LLAMA = ["q_proj", "v_proj", "down_proj"]
+TOKENS: list[int] = [*IDS[0, [7, 2, 12]].tolist(), 3]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "one rank": ("llama", {"target_modules": LLAMA, "r": 1}),
     "odd rank": ("llama", {"target_modules": LLAMA, "r": 7, "lora_alpha": 3}),
@@ -88,6 +89,122 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "packed projections": ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}),
     "opt": ("opt", {"target_modules": ["fc1", "out_proj", "embed_tokens"]}),
     "gpt_neox": ("gpt_neox", {"target_modules": ["query_key_value", "embed_out"]}),
+    "dora": ("llama", {"target_modules": LLAMA, "r": 5, "use_dora": True}),
+    "dora with rslora": ("llama", {"target_modules": LLAMA, "use_dora": True, "use_rslora": True}),
+    "dora beside biases": ("qwen2", {"target_modules": ["q_proj", "k_proj"], "use_dora": True}),
+    "dora and biases": (
+        "qwen2",
+        {"target_modules": ["q_proj", "o_proj"], "use_dora": True, "bias": "all"},
+    ),
+    "dora on Conv1D": (
+        "gpt2",
+        {"target_modules": ["c_attn", "c_fc"], "use_dora": True, "fan_in_fan_out": True},
+    ),
+    "dora on embedding and head": (
+        "llama",
+        {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True},
+    ),
+    "dora on a scaled embedding": (
+        "gemma2",
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+    ),
+    "dora from pissa": (
+        "llama",
+        {"target_modules": LLAMA, "use_dora": True, "init_lora_weights": "pissa"},
+    ),
+    "bias of B": ("qwen2", {"target_modules": ["q_proj", "o_proj"], "lora_bias": True}),
+    "bias of B on Conv1D": ("gpt2", {"target_modules": ["c_attn"], "lora_bias": True}),
+    "biases of targets": ("qwen2", {"target_modules": ["q_proj", "o_proj"], "bias": "lora_only"}),
+    "all biases": ("qwen2", {"target_modules": ["q_proj", "o_proj"], "bias": "all"}),
+    "all biases, with norms": ("gpt2", {"target_modules": ["c_attn"], "bias": "all"}),
+    "no biases": ("llama", {"target_modules": LLAMA, "bias": "all"}),
+    "biases of both kinds": (
+        "gpt2",
+        {"target_modules": ["c_fc", "c_attn"], "bias": "lora_only", "lora_bias": True},
+    ),
+    "saved head": ("llama", {"target_modules": LLAMA, "modules_to_save": ["lm_head"]}),
+    "saved embedding and head": (
+        "llama",
+        {"target_modules": LLAMA, "modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
+    "saved norms": ("llama", {"target_modules": LLAMA, "modules_to_save": ["norm"]}),
+    "saved part of a layer": (
+        "qwen2",
+        {"target_modules": ["o_proj"], "modules_to_save": ["0.mlp", "1.self_attn.k_proj"]},
+    ),
+    "saved head, tied": ("qwen2", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "saved embedding, tied": (
+        "qwen2",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ),
+    "saved embedding with its head": (
+        "qwen2",
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+    ),
+    "saved scaled embedding": (
+        "gemma2",
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens", "post_attention_layernorm"],
+        },
+    ),
+    "saved modules of gpt2": (
+        "gpt2",
+        {"target_modules": ["c_attn"], "modules_to_save": ["ln_f", "wte", "0.mlp"]},
+    ),
+    "saved router": (
+        "qwen3_moe",
+        {"target_modules": ["q_proj"], "modules_to_save": ["mlp.gate", "0.mlp.experts"]},
+    ),
+    "tokens": ("llama", {"target_modules": LLAMA, "trainable_token_indices": TOKENS}),
+    "tokens of a tied embedding": (
+        "qwen2",
+        {"target_modules": ["q_proj"], "trainable_token_indices": TOKENS},
+    ),
+    "tokens of a scaled embedding": (
+        "gemma2",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": TOKENS}},
+    ),
+    "tokens of gpt2": ("gpt2", {"target_modules": ["c_attn"], "trainable_token_indices": TOKENS}),
+    "tokens of embedding and head": (
+        "llama",
+        {
+            "target_modules": LLAMA,
+            "trainable_token_indices": {"embed_tokens": TOKENS, "lm_head": TOKENS[:2]},
+        },
+    ),
+    "the same tokens of a tied pair": (
+        "qwen2",
+        {
+            "target_modules": ["q_proj"],
+            "trainable_token_indices": {"embed_tokens": TOKENS, "lm_head": TOKENS},
+        },
+    ),
+    "other tokens of a tied pair": (
+        "qwen2",
+        {
+            "target_modules": ["q_proj"],
+            "trainable_token_indices": {"embed_tokens": TOKENS, "lm_head": TOKENS[1:]},
+        },
+    ),
+    "tokens of a tied head": (
+        "qwen2",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": TOKENS}},
+    ),
+    "everything": (
+        "qwen2",
+        {
+            "target_modules": ["q_proj", "down_proj"],
+            "use_dora": True,
+            "bias": "all",
+            "modules_to_save": ["norm", "1.mlp.up_proj"],
+            "trainable_token_indices": TOKENS,
+        },
+    ),
     "attention beside experts": ("qwen3_moe", {"target_modules": ["q_proj", "o_proj"]}),
 }
 

@@ -21,10 +21,12 @@ from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import read_checkpoint
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.methods import lower
+from weft.adapters.operations import Override, RowOverride
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.tensors import read_tensors
 
 Tensors = dict[str, Tensor]
+WEIGHTS = "adapter_model.safetensors"
 BASE = BaseModules.of(tiny_model("llama"))
 LAYER_0 = "base_model.model.model.layers.0."
 Q_A = LAYER_0 + "self_attn.q_proj.lora_A.weight"
@@ -60,13 +62,13 @@ def refusal(folder: Path, arch: str = "llama", **model: Any) -> AdapterInvalid:
 
 
 FIELDS: dict[str, Any] = {
-    "peft_type": "VERA",
+    "peft_type": "LILY",
     "task_type": "SEQ_CLS",
-    "bias": "all",
-    "use_dora": True,
-    "lora_bias": True,
-    "modules_to_save": ["lm_head"],
-    "trainable_token_indices": [1, 2],
+    "bias": "some",
+    "use_dora": "yes",
+    "lora_bias": 1,
+    "modules_to_save": ["score"],
+    "trainable_token_indices": [1, 1],
     "alora_invocation_tokens": [7],
     "target_parameters": ["mlp.experts.gate_up_proj"],
     "layer_replication": [[0, 2], [1, 2]],
@@ -216,14 +218,61 @@ def test_a_tensor_is_named(mutation: str, linear: Path) -> None:
     assert words in str(refusal(edit_tensors(linear, edit)))
 
 
-@pytest.mark.parametrize("fields", [{"use_dora": True}, {"bias": "lora_only"}, {"lora_bias": True}])
-def test_what_peft_writes_for_a_variant_is_refused_with_and_without_its_field(
-    fields: dict[str, Any], tmp_path: Path
-) -> None:
-    folder = save_lora(tmp_path, "qwen2", target_modules=["q_proj"], **fields)
-    (field,) = fields
-    assert field in refusal(folder, "qwen2").where
-    refusal(edit_config(folder, **{field: None}), "qwen2")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"bias": "lora_only"},
+        {"bias": "all"},
+        {"modules_to_save": ["norm"]},
+        {"trainable_token_indices": [3, 4]},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_field_that_was_dropped_or_made_up(fields: dict[str, Any], tmp_path: Path) -> None:
+    targets: dict[str, Any] = {"target_modules": ["q_proj"]}
+    folder = save_lora(tmp_path / "with", "qwen2", **targets, **fields)
+    lower_folder(folder, tiny_model("qwen2"))
+    assert WEIGHTS not in refusal(edit_config(folder, **dict.fromkeys(fields)), "qwen2").where
+    plain = save_lora(tmp_path / "without", "qwen2", **targets)
+    assert "holds no" in refusal(edit_config(plain, **fields), "qwen2").reason
+
+
+IDS_OF: dict[str, tuple[Any, str]] = {
+    "none": ([], "must be a list of token ids"),
+    "text": (["a"], "must be a list of token ids"),
+    "negative": ([-1, 4], "names a token that model.embed_tokens does not have"),
+    "too large": ([3, 512], "names a token that model.embed_tokens does not have"),
+    "another module": ({"nowhere": [3, 4]}, "has no embedding or head nowhere"),
+    "another number": ([3, 4, 5], "has shape [2, 64]"),
+}
+
+
+@pytest.mark.parametrize("case", IDS_OF)
+def test_trained_tokens(case: str, tmp_path: Path) -> None:
+    ids, words = IDS_OF[case]
+    folder = save_lora(tmp_path, "llama", target_modules=["q_proj"], trainable_token_indices=[3, 4])
+    assert words in str(refusal(edit_config(folder, trainable_token_indices=ids)))
+
+
+def test_a_saved_head_of_another_vocabulary(tmp_path: Path) -> None:
+    folder = save_lora(
+        tmp_path,
+        "llama",
+        target_modules=["q_proj"],
+        modules_to_save=["lm_head"],
+        model={"vocab_size": 516},
+    )
+    assert refusal(folder).reason == "has 516 rows, the base has 512"
+
+
+def test_a_saved_module_that_is_not_computed_by_rows(tmp_path: Path) -> None:
+    folder = save_lora(tmp_path, "llama", target_modules=["q_proj"], modules_to_save=["model.norm"])
+    checkpoint = read_checkpoint(folder)
+    base = BaseModules.of(tiny_model("llama"), refused={"model.norm": "it sees other rows"})
+    with pytest.raises(AdapterInvalid, match=r"model\.norm\.weight: it sees other rows"):
+        lower(checkpoint, read_tensors(checkpoint), base)
 
 
 def test_an_adapter_of_another_base(linear: Path) -> None:
@@ -242,10 +291,28 @@ def test_copies_of_the_embedding(embedding: Path) -> None:
     edit_tensors(embedding, lambda tensors: tensors | {copy: tensors[copy].bfloat16()})
     assert lower_folder(embedding, model).ops.keys() == plan.ops.keys()
 
+    edit_tensors(embedding, lambda tensors: tensors | {copy: few_changed(tensors[copy])})
+    rows = lower_folder(embedding, model).of_kind(RowOverride)["model.embed_tokens"]
+    assert rows.ids.tolist() == [2, 5]
+
     edit_tensors(embedding, lambda tensors: tensors | {copy: tensors[copy] + 0.01})
-    error = refusal(embedding)
+    whole = lower_folder(embedding, model).of_kind(Override)["model.embed_tokens"]
+    assert whole.parameters.keys() == {"weight"}
+
+
+def few_changed(weight: Tensor) -> Tensor:
+    changed = weight.clone()
+    changed[[5, 2]] += 1
+    return changed
+
+
+def test_a_changed_copy_of_what_others_share(tmp_path: Path) -> None:
+    folder = save_lora(tmp_path, "qwen2", target_modules=["embed_tokens"])
+    copy = EMBED + "base_layer.weight"
+    edit_tensors(folder, lambda tensors: tensors | {copy: tensors[copy] + 0.01})
+    error = refusal(folder, "qwen2")
     assert error.where == copy
-    assert "differs from the base's weight" in error.reason
+    assert error.reason == "differs from the base's weight, which lm_head shares"
 
 
 def test_resized_vocabulary(linear: Path) -> None:
