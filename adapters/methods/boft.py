@@ -25,7 +25,7 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
     size, count = fields.count("boft_block_size", 4), fields.count("boft_block_num", 0)
     factors = fields.integer("boft_n_butterfly_factor", 1)
     if bool(size) == bool(count):
-        raise invalid("boft_block_size", "needs either it or boft_block_num to be set")
+        raise invalid("boft_block_num", "must be set where boft_block_size is 0, and only there")
     for module in adapter.modules():
         field = "boft_block_size" if size else "boft_block_num"
         if module.in_features % (size or count):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
-from weft.adapters.methods.linear_adapter import LinearAdapter, low_rank, weight_of
+from weft.adapters.methods.linear_adapter import LinearAdapter, change, low_rank, weight_of
 from weft.adapters.plan import AdapterPlan
 
 
@@ -30,9 +30,10 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
             left, right = given, given.relu()
         else:
             left = right = torch.linalg.qr(given)[0]
-        a = -right.T @ weight_of(module)
+        removed = right.T @ weight_of(module)
+        injected = torch.zeros_like(removed)
         if not only_removes:
             injected = adapter.take(f"{module.name}.deft_R", rank, module.in_features)
-            a = a + injected * (alpha / rank if alpha else 1.0)
-        adapter.add(module, low_rank(a, left.T))
+            injected = injected * (alpha / rank if alpha else 1.0)
+        adapter.add(module, low_rank(change(injected, removed), left.T))
     return adapter.plan()

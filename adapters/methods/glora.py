@@ -71,8 +71,7 @@ class _Reader:
         elif kind == "constant":
             value = adapter.take(f"{name}.X", 1).expand(shape)
         else:
-            refusal = adapter.refusal(f"{name}.zeros", "must be zero")
             if adapter.take(f"{name}.zeros", *(none or shape)).any():
-                raise refusal
+                raise adapter.refusal(f"{name}.zeros", "must be zero")
             value = torch.zeros(shape)
         return value.squeeze(-1) if shape[-1] == 1 else value

@@ -16,6 +16,7 @@ from weft.adapters.operations import Dense, LowRank, Operation, Sparse
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.tensors import all_finite
 
+_ROUNDING = 1e-6
 _REFUSED = {
     "modules_to_save": "whole modules are served beside LoRA only",
     "layer_replication": "a base with replicated layers is another model",
@@ -82,15 +83,13 @@ class LinearAdapter:
 
     def take_integers(self, name: str, *shape: int, below: int) -> Tensor:
         """A tensor of indices as int64; raises AdapterInvalid for one out of `[0, below)`."""
-        self.shape(name)
-        refusal = self._draft.named.refusal(name, f"has an index outside of 0 to {below - 1}")
         values = self._draft.named.take(name, shape, integers=True).long()
         if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < below):
-            raise refusal
+            raise self.refusal(name, f"has an index outside of 0 to {below - 1}")
         return values
 
     def refusal(self, name: str, reason: str) -> AdapterInvalid:
-        """The refusal of a tensor that was not taken yet."""
+        """The refusal of a tensor, by the name that the file gives it."""
         return self._draft.named.refusal(name, reason)
 
     def add(self, module: TargetModule, *ops: Operation) -> None:
@@ -123,9 +122,19 @@ def bias_of(base: BaseModules, module: TargetModule) -> Tensor | None:
 
 
 def low_rank(a: Tensor, b: Tensor) -> LowRank | Dense:
-    """`y += (x aᵀ) b` in the smaller of two forms: the pair, or its product."""
-    dense_is_smaller = a.numel() + b.numel() > a.shape[1] * b.shape[1]
-    return Dense(b.T @ a) if dense_is_smaller else LowRank(a, b)
+    """`y += (x aᵀ) b` in the smaller of two forms: the pair, or its product.
+
+    A pair whose terms cancel stays one, of which it can be said that it has no effect.
+    """
+    pair = LowRank(a, b)
+    is_smaller = a.numel() + b.numel() <= a.shape[1] * b.shape[1]
+    return pair if is_smaller or not pair.has_effect() else Dense(b.T @ a)
+
+
+def change(new: Tensor, old: Tensor) -> Tensor:
+    """`new - old`, or zeros where the two differ by rounding alone."""
+    difference = new - old
+    return difference * bool(difference.norm() > _ROUNDING * old.norm())
 
 
 def sparse(module: TargetModule, positions: Tensor, values: Tensor) -> Sparse | Dense:
@@ -133,14 +142,15 @@ def sparse(module: TargetModule, positions: Tensor, values: Tensor) -> Sparse | 
 
     Values of one position are summed.
     """
-    size = (module.out_features, module.in_features)
-    rows, columns = positions // size[1], positions % size[1]
-    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size).coalesce()
-    if 2 * matrix.values().numel() + size[0] + 1 > module.elements:
-        return Dense(matrix.to_dense())
-    starts = torch.zeros(size[0] + 1, dtype=torch.int32)
-    starts[1:] = torch.bincount(matrix.indices()[0], minlength=size[0]).cumsum(0)
-    return Sparse(starts, matrix.indices()[1].int(), matrix.values())
+    used, places = positions.unique(return_inverse=True)
+    values = torch.zeros(len(used)).index_add(0, places, values)
+    if 2 * len(used) + module.out_features + 1 > module.elements:
+        matrix = torch.zeros(module.elements).index_put((used,), values)
+        return Dense(matrix.view(module.out_features, module.in_features))
+    per_row = torch.bincount(used // module.in_features, minlength=module.out_features)
+    starts = torch.zeros(module.out_features + 1, dtype=torch.int32)
+    starts[1:] = per_row.cumsum(0)
+    return Sparse(starts, (used % module.in_features).int(), values)
 
 
 def parts(module: TargetModule, count: int, field: str) -> tuple[int, int]:

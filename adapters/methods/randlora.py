@@ -62,7 +62,5 @@ def _matrix(
 
 def _drop_copy(adapter: LinearAdapter, name: str, shared: Tensor) -> None:
     """Takes the copy that some versions of peft save with each module."""
-    if adapter.has(name):
-        refusal = adapter.refusal(name, "differs from the one that all modules share")
-        if not torch.equal(adapter.take(name, *shared.shape), shared):
-            raise refusal
+    if adapter.has(name) and not torch.equal(adapter.take(name, *shared.shape), shared):
+        raise adapter.refusal(name, "differs from the one that all modules share")

@@ -8,8 +8,11 @@ from typing import Any
 
 import peft
 import torch
+from adapter_files import edit_config, read_config
 from peft import PeftModel, get_peft_model
+from peft_adapters import load_peft
 from tiny_models import tiny_model
+from torch import Tensor
 
 LINEAR = ("llama", "qwen2", "gemma2")
 CONV1D = (*LINEAR, "gpt2")
@@ -22,20 +25,22 @@ class Method:
     """How to make one adapter: a class of peft's, its fields, and where peft supports it.
 
     scale: of the random change of every trained tensor, relative to 1 / sqrt(its last dimension)
-    scales: exceptions, by a part of the tensor's name
+    pruned: whether some ranks are cut   added: fields of the configuration that peft does not know
     """
 
     config: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     archs: tuple[str, ...] = LINEAR
     scale: float = 0.3
-    scales: Mapping[str, float] = field(default_factory=dict)
+    pruned: bool = False
+    added: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, Method] = {
     "adalora": Method(
         "AdaLoraConfig", {"init_r": 6, "total_step": 9, "lora_alpha": 20}, CONV1D, 0.8
     ),
+    "adalora, pruned": Method("AdaLoraConfig", {"init_r": 6, "total_step": 9}, CONV1D, 2.0, True),
     "vera": Method("VeraConfig", {"r": 16}, CONV1D, 3.0),
     "pvera": Method("PveraConfig", {"r": 16}, CONV1D, 3.0),
     "loha": Method("LoHaConfig", {"r": 3, "alpha": 12, "alpha_pattern": {"v_proj": 24}}),
@@ -49,13 +54,15 @@ METHODS: dict[str, Method] = {
     "hra, orthogonal": Method("HRAConfig", {"r": 6, "apply_GS": True}),
     "peanut": Method("PeanutConfig", {"r": 8}, scale=0.3),
     "peanut, deep": Method(
-        "PeanutConfig", {"r": 8, "depth": 2, "act_fn": "gelu", "scaling": 0.5}, scale=0.3
+        "PeanutConfig", {"r": 8, "depth": 2, "act_fn": "gelu", "scaling": 0.5}, scale=0.5
     ),
     "deft": Method("DeftConfig", {"r": 4, "alpha": 6}),
     "deft, qr": Method("DeftConfig", {"r": 4, "decomposition_method": "qr"}, CONV1D),
     "deft, projection only": Method("DeftConfig", {"r": 4, "para": True}),
-    "osf": Method("OSFConfig", {"effective_rank": 40}, scale=0.2),
-    "osf of half the rank": Method("OSFConfig", {"rank_pattern": {"v_proj": 0.9}}, scale=0.1),
+    "osf": Method("OSFConfig", {"effective_rank": 24}, scale=0.2),
+    "osf of half the rank": Method(
+        "OSFConfig", {"rank_pattern": {"0.self_attn.v_proj": 32, "q_proj": 0.9}}, scale=0.2
+    ),
     "delora": Method("DeloraConfig", {"r": 4, "delora_lambda": 3}),
     "delora with patterns": Method(
         "DeloraConfig", {"r": 4, "rank_pattern": {"q_proj": 2}, "lambda_pattern": {"v_proj": 9}}
@@ -78,6 +85,9 @@ METHODS: dict[str, Method] = {
         "GraloraConfig", {"r": 8, "alpha": 16, "hybrid_r": 3, "gralora_k": 4}, CONV1D
     ),
     "poly": Method("PolyConfig", {"r": 4, "n_skills": 3, "n_splits": 2}, scale=1.0),
+    "poly of two tasks": Method(
+        "PolyConfig", {"r": 4, "n_tasks": 2}, scale=1.0, added={"task_id": 1}
+    ),
     "bdlora": Method(
         "LoraConfig",
         {
@@ -125,9 +135,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def save_method(path: Path, arch: str, name: str, seed: int = 0, **changes: Any) -> Path:
+def save_method(
+    path: Path, arch: str, name: str, seed: int = 0, *, strength: float = 1.0, **changes: Any
+) -> Path:
     """Writes the adapter of `METHODS[name]` for `tiny_model(arch)` as peft saves it.
 
+    strength: of the random change; with 0 it is as peft starts to train it
     changes: fields in place of the method's own
     """
     method = METHODS[name]
@@ -137,14 +150,38 @@ def save_method(path: Path, arch: str, name: str, seed: int = 0, **changes: Any)
         fields = {"target_modules": _TARGETS.get(arch, _DEFAULT_TARGETS)} | dict(method.fields)
         config = getattr(peft, method.config)(task_type="CAUSAL_LM", **(fields | changes))
         adapted = get_peft_model(tiny_model(arch), config)
-        _redraw(adapted, method)
+        _redraw(adapted, method.scale * strength)
+        if method.pruned:
+            _prune(adapted)
         adapted.save_pretrained(str(path))
-    return path
+    return edit_config(path, **method.added)
 
 
-def _redraw(adapted: PeftModel, method: Method) -> None:
-    for name, parameter in adapted.named_parameters():
+@torch.inference_mode()
+def method_logits(arch: str, path: Path, ids: Tensor) -> Tensor:
+    """Logits [batch, tokens, vocabulary] of stock peft with the adapter on `tiny_model(arch)`."""
+    config = read_config(path)
+    inputs = {}
+    if config["peft_type"] == "POLY":
+        inputs["task_ids"] = torch.full((len(ids),), config.get("task_id", 0))
+    adapted = load_peft(tiny_model(arch), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's sparse tensors are in beta
+        logits: Tensor = adapted(input_ids=ids, use_cache=False, **inputs).logits
+    return logits
+
+
+def _redraw(adapted: PeftModel, scale: float) -> None:
+    for parameter in adapted.parameters():
         if parameter.requires_grad:
-            scale = next((s for part, s in method.scales.items() if part in name), method.scale)
             noise = torch.randn_like(parameter) / parameter.shape[-1] ** 0.5
             parameter.data += noise * scale
+
+
+def _prune(adapted: PeftModel) -> None:
+    """Cuts ranks as AdaLoRA's schedule does, in one module all of them."""
+    modules = [name for name, _ in adapted.named_parameters() if name.endswith("lora_E.default")]
+    adapted.peft_config["default"].rank_pattern = {
+        name.removeprefix("base_model.model."): [(rank + at) % 3 > 0 < at for rank in range(6)]
+        for at, name in enumerate(modules)
+    }
