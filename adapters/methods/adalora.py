@@ -42,7 +42,7 @@ _TRAINING_ONLY = (
 
 def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModules) -> AdapterPlan:
     """One pair for each selected module that has any rank left."""
-    adapter = LinearAdapter("adalora", checkpoint, tensors, base, conv1d=True)
+    adapter = LinearAdapter("adalora", checkpoint, tensors, base, conv1d=True, prefix="lora")
     fields = adapter.fields
     fields.ignore(*_TRAINING_ONLY)
     initial = fields.integer("init_r", 12)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from weft.adapters.base import BaseModules
 from weft.adapters.methods.draft import Draft, equal
-from weft.adapters.methods.names import NamedTensors
 from weft.adapters.operations import LowRank
 
 _SUFFIXES = (".base_layer.weight", ".weight")
@@ -48,16 +47,6 @@ def take(draft: Draft, changes: Mapping[str, LowRank]) -> None:
             raise named.refusal(name, f"differs from the base's weight, which {unsaved} shares")
         else:
             draft.replace(module, "weight", copy)
-
-
-def drop(named: NamedTensors, base: BaseModules, changes: Mapping[str, LowRank]) -> None:
-    """Takes every copy out of `named`; one that differs is refused."""
-    for name in list(named):
-        module = module_of(name, base)
-        if module is not None:
-            own = base[module].weight().cpu()
-            if not equal(named.take(name, tuple(own.shape)), own):
-                raise named.refusal(name, "differs from the base's weight")
 
 
 def _close(copy: Tensor, weight: Tensor, change: LowRank) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from weft.adapters.base import BaseModules, TargetModule
 from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.methods.fields import invalid
-from weft.adapters.methods.linear_adapter import LinearAdapter, bias_of, weight_of
+from weft.adapters.methods.linear_adapter import LinearAdapter, weight_of
 from weft.adapters.operations import Dense, InputRotation, OutputScale, OutputShift
 from weft.adapters.plan import AdapterPlan
 
@@ -60,9 +60,10 @@ def _add_rotation(
     adapter: LinearAdapter, module: TargetModule, blocks: Tensor, scale: Tensor
 ) -> None:
     adapter.add(module, InputRotation(blocks), OutputScale(scale))
-    bias = bias_of(adapter.base, module)
-    if bias is not None:
-        adapter.add(module, OutputShift(bias - scale * bias))
+    biases = adapter.biases(module)
+    if biases is not None:
+        own, new = biases
+        adapter.add(module, OutputShift(new - scale * own))
 
 
 def _butterfly(rotations: Tensor) -> Tensor:

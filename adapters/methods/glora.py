@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
-from weft.adapters.methods.linear_adapter import LinearAdapter, bias_of, low_rank, weight_of
+from weft.adapters.methods.linear_adapter import LinearAdapter, low_rank, weight_of
 from weft.adapters.operations import Dense, OutputScale, OutputShift
 from weft.adapters.plan import AdapterPlan
 
@@ -27,7 +27,7 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
     for module in adapter.modules():
         out, width = module.out_features, module.in_features
         read = _Reader(adapter, module.name, rank)
-        bias = bias_of(base, module)
+        biases = adapter.biases(module)
         scale = torch.ones(out)
         if of_weight == "lora":
             a, b = read("A", "lora", (out, width)), read("B", "lora", (out, width))
@@ -36,11 +36,12 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
             scale += read("A", of_weight, (out, 1), none=(out, width))
             b = read("B", of_weight, (out, 1), none=(out, width))
             adapter.add(module, OutputScale(scale), low_rank(torch.ones(1, width), b[None]))
-        c = read("C", of_input if bias is not None else "none", (width, 1))
-        d = read("D", of_bias if bias is not None else "none", (out,))
-        e = read("E", of_bias if bias is not None else "none", (out,))
-        if bias is not None:
-            shift = (1 + d - scale) * bias + e
+        c = read("C", of_input if biases is not None else "none", (width, 1))
+        d = read("D", of_bias if biases is not None else "none", (out,))
+        e = read("E", of_bias if biases is not None else "none", (out,))
+        if biases is not None:
+            own, new = biases
+            shift = (1 + d) * new - scale * own + e
             if c.any():
                 shift += weight_of(module) @ c
             adapter.add(module, OutputShift(shift))

@@ -8,7 +8,7 @@ from torch import Tensor
 from weft.adapters.base import BaseModules, TargetModule
 from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.errors import AdapterInvalid
-from weft.adapters.methods import base_copies
+from weft.adapters.methods import base_copies, biases, saved_modules
 from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import Fields, invalid
 from weft.adapters.methods.targets import TargetRule
@@ -17,10 +17,6 @@ from weft.adapters.plan import AdapterPlan
 from weft.adapters.tensors import all_finite
 
 _ROUNDING = 1e-6
-_REFUSED = {
-    "modules_to_save": "whole modules are served beside LoRA only",
-    "layer_replication": "a base with replicated layers is another model",
-}
 
 
 class LinearAdapter:
@@ -30,6 +26,7 @@ class LinearAdapter:
     their tensors are taken and operations added; `plan`.
 
     conv1d: whether the method can change a Conv1D
+    prefix: what peft's names for the method's parts begin with, where not the method's name
     """
 
     def __init__(
@@ -40,10 +37,13 @@ class LinearAdapter:
         base: BaseModules,
         *,
         conv1d: bool = False,
+        prefix: str | None = None,
     ) -> None:
         self.fields = Fields(checkpoint.config)
         self.base = base
         self._method = method
+        self._prefix = prefix or method
+        self._biases: dict[str, Tensor] = {}
         self._kinds = ("linear", "conv1d") if conv1d else ("linear",)
         self._draft = Draft(checkpoint, tensors, base)
 
@@ -55,10 +55,11 @@ class LinearAdapter:
         """
         fields = self.fields
         fields.flag("fan_in_fan_out")  # how the base stores a weight; what is computed is the same
-        fields.choice("bias", "none")
+        trained = biases.read(fields, self._prefix)
+        saved = saved_modules.read(fields)
         fields.ignore("init_weights")
         selected = TargetRule.read(fields).select(self.base)
-        fields.refuse(_REFUSED)
+        fields.refuse({"layer_replication": "a base with replicated layers is another model"})
         fields.finish()
         for name in selected:
             if self.base[name].refusal:
@@ -67,6 +68,8 @@ class LinearAdapter:
                 kind = self.base[name].kind
                 reason = f"selects {name}, of kind {kind}, which {self._method} cannot change"
                 raise invalid("target_modules", reason)
+        saved_modules.replace(self._draft, saved)
+        self._biases = biases.take(self._draft, trained, selected)
         return [self.base[name] for name in self.base if name in selected]
 
     def has(self, name: str) -> bool:
@@ -88,6 +91,16 @@ class LinearAdapter:
             raise self.refusal(name, f"has an index outside of 0 to {below - 1}")
         return values
 
+    def biases(self, module: TargetModule) -> tuple[Tensor, Tensor] | None:
+        """The base's bias and the adapter's, which are mostly the same; None where there is none.
+
+        For methods that change them: an `OutputShift` is then theirs to add.
+        """
+        if "bias" not in self.base.owners[module.name].shapes:
+            return None
+        own = self.base.parameter(module.name, "bias").to("cpu", torch.float32)
+        return own, self._biases.pop(module.name, own)
+
     def refusal(self, name: str, reason: str) -> AdapterInvalid:
         """The refusal of a tensor, by the name that the file gives it."""
         return self._draft.named.refusal(name, reason)
@@ -102,7 +115,9 @@ class LinearAdapter:
 
     def plan(self) -> AdapterPlan:
         """The finished plan; raises AdapterInvalid for an unused tensor, or where all is zero."""
-        base_copies.drop(self._draft.named, self.base, {})
+        for module, bias in self._biases.items():
+            self._draft.replace(module, "bias", bias)
+        base_copies.take(self._draft, {})
         return self._draft.plan(self._method)
 
 
@@ -112,13 +127,6 @@ def weight_of(module: TargetModule) -> Tensor:
     Raises AdapterInvalid where it is not loaded: the update cannot be found without it.
     """
     return module.weight().to("cpu", torch.float32)
-
-
-def bias_of(base: BaseModules, module: TargetModule) -> Tensor | None:
-    """The base's bias in float32 on the host, None where there is none."""
-    if "bias" not in base.owners[module.name].shapes:
-        return None
-    return base.parameter(module.name, "bias").to("cpu", torch.float32)
 
 
 def low_rank(a: Tensor, b: Tensor) -> LowRank | Dense:
@@ -142,7 +150,7 @@ def sparse(module: TargetModule, positions: Tensor, values: Tensor) -> Sparse | 
 
     Values of one position are summed.
     """
-    used, places = positions.unique(return_inverse=True)
+    used, places = torch.unique(positions, return_inverse=True)
     values = torch.zeros(len(used)).index_add(0, places, values)
     if 2 * len(used) + module.out_features + 1 > module.elements:
         matrix = torch.zeros(module.elements).index_put((used,), values)

@@ -10,7 +10,7 @@ from weft.adapters.base import BaseModules, TargetModule
 from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
-from weft.adapters.methods import base_copies, biases, dora, saved_modules, trained_tokens
+from weft.adapters.methods import base_copies, biases, dora, kasa, saved_modules, trained_tokens
 from weft.adapters.methods.changed_base import base_change
 from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import invalid
@@ -44,8 +44,11 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
     _refuse_foreign(draft.named, config, modules, base)
     changes: dict[str, LowRank] = {}
     for name, strength in config.strengths(modules).items():
-        pair = _pair(draft, base[name], strength)
-        change = base_change(config.init, base, name, strength)
+        pair = _pair(draft, config, base[name], strength)
+        if config.kasa:
+            change: LowRank | None = kasa.base_change(base, name, strength.rank)
+        else:
+            change = base_change(config.init, base, name, strength)
         if change is not None:
             changes[name] = change
             pair = _joined(pair, change)
@@ -100,6 +103,8 @@ def _all_part_names(module: TargetModule, config: LoraConfig) -> list[str]:
         names.append(dora.magnitude_name(module.name))
     if config.lora_bias:
         names.append(_bias_name(module.name))
+    if config.kasa:
+        names.append(kasa.values_name(module.name))
     return names
 
 
@@ -119,10 +124,16 @@ def _why_foreign(name: str, modules: list[str], base: BaseModules) -> str:
     return f"is not a tensor of LoRA on {module}, a module of kind {base[module].kind}"
 
 
-def _pair(draft: Draft, module: TargetModule, strength: Strength) -> LowRank:
+def _pair(draft: Draft, config: LoraConfig, module: TargetModule, strength: Strength) -> LowRank:
     part_a, part_b = part_names(module)
-    a = draft.take(part_a, strength.rank, module.in_features)
-    b = draft.take(part_b, module.out_features, strength.rank)
+    rank = strength.rank
+    if config.blocks is not None:
+        a, b = config.blocks.take(draft, module, (part_a, part_b), rank)
+    else:
+        a = draft.take(part_a, rank, module.in_features)
+        b = draft.take(part_b, module.out_features, rank)
+    if config.kasa:
+        a = a * draft.take(kasa.values_name(module.name), rank)[:, None]
     return LowRank(a, b.T.contiguous() * (strength.scaling * module.scale))
 
 

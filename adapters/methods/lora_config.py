@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from weft.adapters.methods import biases, saved_modules, trained_tokens
+from weft.adapters.methods import biases, block_diagonal, kasa, saved_modules, trained_tokens
+from weft.adapters.methods.block_diagonal import BlockDiagonal
 from weft.adapters.methods.fields import Fields, finite_number, invalid, positive_integer
 from weft.adapters.methods.patterns import first_match
 from weft.adapters.methods.targets import TargetRule
@@ -31,11 +32,9 @@ _TRAINING_ONLY = (
 _REFUSED = {
     "alora_invocation_tokens": "activated LoRA is not served",
     "arrow_config": "Arrow routes over other adapters, which one version does not hold",
-    "kasa_config": "KaSA truncates the base's weights, which is not served",
     "layer_replication": "a base with replicated layers is another model",
     "megatron_config": "Megatron's parallel layers are not served",
     "target_parameters": "LoRA on bare parameters (such as fused experts) is not served",
-    "use_bdlora": "block-diagonal LoRA is not served",
     "use_qalora": "QA-LoRA is not served",
 }
 _INITS: Mapping[str, Init] = {
@@ -70,6 +69,7 @@ class LoraConfig:
     tied: whether an adapter of the embedding may come with one of the head that is tied to it
     dora: whether the norms of rows were trained apart   lora_bias: whether B comes with a bias
     bias, saved, tokens: what was trained beside; see the modules that read them
+    kasa, blocks: see the modules that read them
     """
 
     rank: int
@@ -85,6 +85,8 @@ class LoraConfig:
     bias: biases.Trained
     saved: tuple[str, ...]
     tokens: trained_tokens.ByEnd
+    kasa: bool
+    blocks: BlockDiagonal | None
 
     @classmethod
     def read(cls, config: Mapping[str, Json]) -> "LoraConfig":
@@ -108,9 +110,24 @@ class LoraConfig:
             bias=biases.read(fields, "lora"),
             saved=saved_modules.read(fields),
             tokens=trained_tokens.read(fields),
+            kasa=kasa.read(fields),
+            blocks=BlockDiagonal.read(fields),
         )
         fields.finish()
+        result._check_combination()
         return result
+
+    def _check_combination(self) -> None:
+        """At most one way in which a pair, or the base's weight, is another than LoRA's."""
+        ways = {
+            "use_dora": self.dora,
+            "init_lora_weights": self.init != "plain",
+            kasa.FIELD: self.kasa,
+            block_diagonal.FIELD: self.blocks is not None,
+        }
+        used = [field for field, is_used in ways.items() if is_used]
+        if len(used) > 1 and used != ["use_dora", "init_lora_weights"]:
+            raise invalid(used[-1], f"cannot be combined with {used[0]}")
 
     def strengths(self, modules: Iterable[str]) -> dict[str, Strength]:
         """Rank and scaling of each module, by name."""

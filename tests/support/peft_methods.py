@@ -1,4 +1,4 @@
-"""Strong random adapters of every method that changes linear layers, made with stock peft."""
+"""Strong random adapters of every method that changes weights, made with stock peft."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,6 +18,8 @@ LINEAR = ("llama", "qwen2", "gemma2")
 CONV1D = (*LINEAR, "gpt2")
 _TARGETS = {"gpt2": ["c_attn", "c_fc"]}
 _DEFAULT_TARGETS = ["q_proj", "v_proj", "down_proj"]
+_NORMS = r".*(norm|ln_[12f])"
+_TOKENS = list(range(509, 5, -3))
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ METHODS: dict[str, Method] = {
     ),
     "adalora, pruned": Method("AdaLoraConfig", {"init_r": 6, "total_step": 9}, CONV1D, 2.0, True),
     "vera": Method("VeraConfig", {"r": 16}, CONV1D, 3.0),
+    "vera beside biases": Method("VeraConfig", {"r": 16, "bias": "all"}, ("qwen2", "gpt2"), 2.0),
     "pvera": Method("PveraConfig", {"r": 16}, CONV1D, 3.0),
     "loha": Method("LoHaConfig", {"r": 3, "alpha": 12, "alpha_pattern": {"v_proj": 24}}),
     "loha of full rank": Method("LoHaConfig", {"r": 9, "alpha": 30}, scale=0.6),
@@ -52,6 +55,9 @@ METHODS: dict[str, Method] = {
     ),
     "hra": Method("HRAConfig", {"r": 6}),
     "hra, orthogonal": Method("HRAConfig", {"r": 6, "apply_GS": True}),
+    "hra beside a head": Method(
+        "HRAConfig", {"r": 6, "modules_to_save": ["lm_head"]}, ("gemma2",), 0.5
+    ),
     "peanut": Method("PeanutConfig", {"r": 8}, scale=0.3),
     "peanut, deep": Method(
         "PeanutConfig", {"r": 8, "depth": 2, "act_fn": "gelu", "scaling": 0.5}, scale=0.5
@@ -102,6 +108,9 @@ METHODS: dict[str, Method] = {
     ),
     "kasa": Method("LoraConfig", {"r": 4, "kasa_config": {}, "use_rslora": True}),
     "boft": Method("BOFTConfig", {"boft_block_size": 8}),
+    "boft beside biases": Method(
+        "BOFTConfig", {"boft_block_size": 8, "bias": "boft_only"}, ("qwen2",)
+    ),
     "boft by the number of blocks": Method(
         "BOFTConfig", {"boft_block_size": 0, "boft_block_num": 16}
     ),
@@ -121,6 +130,7 @@ METHODS: dict[str, Method] = {
         {"config_A_B": "constant", "config_C": "none", "config_D_E": "constant"},
         scale=0.03,
     ),
+    "glora beside biases": Method("GloraConfig", {"r": 4, "bias": "all"}, ("qwen2",)),
     "glora of biases": Method(
         "GloraConfig", {"config_A_B": "none", "config_D_E": "vector"}, ("qwen2",)
     ),
@@ -132,6 +142,40 @@ METHODS: dict[str, Method] = {
     "tinylora": Method("TinyLoraConfig", {"r": 2, "u": 6}, CONV1D, 1.0),
     "tinylora, tied": Method("TinyLoraConfig", {"r": 2, "u": 6, "weight_tying": 0.6}, scale=1.0),
     "unilora": Method("UniLoraConfig", {"r": 3, "save_indices": True}, CONV1D, 9.0),
+    "ia3": Method("IA3Config", {"feedforward_modules": r".*\.(down_proj|c_fc)"}, CONV1D, 4.0),
+    "ia3 of outputs": Method("IA3Config", {"feedforward_modules": []}, CONV1D, 0.5),
+    "beft": Method("BeftConfig", scale=2.0),
+    "oft": Method("OFTConfig", {"oft_block_size": 8}, scale=0.9),
+    "oft of few blocks": Method("OFTConfig", {"oft_block_size": 0, "r": 5}, scale=0.9),
+    "oft, one block": Method("OFTConfig", {"oft_block_size": 8, "block_share": True}, scale=0.9),
+    "oft, exact": Method("OFTConfig", {"oft_block_size": 8, "use_cayley_neumann": False}),
+    "oft of three terms": Method("OFTConfig", {"oft_block_size": 4, "num_cayley_neumann_terms": 3}),
+    "oft of nine terms": Method("OFTConfig", {"oft_block_size": 4, "num_cayley_neumann_terms": 9}),
+    "oft, constrained": Method("OFTConfig", {"oft_block_size": 8, "coft": True, "eps": 0.6}),
+    "oft with biases": Method("OFTConfig", {"oft_block_size": 8, "bias": "all"}, scale=0.9),
+    "road 1": Method("RoadConfig", {"group_size": 16}, scale=2.0),
+    "road 2": Method("RoadConfig", {"variant": "road_2", "group_size": 8}, scale=2.0),
+    "road 4": Method("RoadConfig", {"variant": "road_4", "group_size": 32}, scale=2.0),
+    "norms": Method("LNTuningConfig", {"target_modules": _NORMS}, CONV1D, 2.0),
+    "other modules as norms are": Method(
+        "LNTuningConfig",
+        {"target_modules": r".*\.0\.(mlp|self_attn\.k_proj)"},
+        CONV1D,
+    ),
+    "tokens": Method(
+        "TrainableTokensConfig", {"target_modules": None, "token_indices": _TOKENS}, CONV1D, 0.3
+    ),
+    "tokens of the head": Method(
+        "TrainableTokensConfig", {"target_modules": ["lm_head"], "token_indices": [3, 7]}, CONV1D
+    ),
+    "ia3 and saved modules": Method(
+        "IA3Config",
+        {"feedforward_modules": [], "modules_to_save": ["lm_head", "norm"]},
+        scale=0.1,
+    ),
+    "saved modules are no targets": Method(
+        "HRAConfig", {"target_modules": "all-linear", "modules_to_save": ["0.mlp"]}, scale=0.1
+    ),
 }
 
 

@@ -73,7 +73,7 @@ FIELDS: dict[str, Any] = {
     "target_parameters": ["mlp.experts.gate_up_proj"],
     "layer_replication": [[0, 2], [1, 2]],
     "arrow_config": {"top_k": 2},
-    "kasa_config": {"beta": 1.0},
+    "kasa_config": "yes",
     "use_bdlora": {"nblocks": 2},
     "use_qalora": True,
     "megatron_config": {"tp": 2},
