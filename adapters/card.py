@@ -1,7 +1,7 @@
 """What a person should know of a version that was lowered: its method, targets, size and doubts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -12,7 +12,7 @@ from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.header import Header
 from weft.adapters.methods.base_copies import module_of
 from weft.adapters.methods.names import normal_name
-from weft.adapters.operations import LowRank
+from weft.adapters.operations import Dense, LowRank, Sparse
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.strict_json import Json
 
@@ -77,7 +77,10 @@ def describe(
         share=trained / max(1, base.parameters),
         bytes=plan.nbytes(dtype),
         checks=CHECKS,
-        warnings=tuple(_warnings(checkpoint.config, plan, base, base_name)),
+        warnings=(
+            *_warnings(checkpoint.config, plan, base, base_name),
+            *_delta_warnings(plan, dtype),
+        ),
         virtual_tokens=plan.traits.lead,
     )
 
@@ -116,6 +119,16 @@ def _warnings(
             "adapters trained with transformers 5, not with versions that scaled them"
         )
     return warnings
+
+
+def _delta_warnings(plan: AdapterPlan, dtype: torch.dtype) -> Iterator[str]:
+    """What takes memory and time like a layer of the base."""
+    for kind, words in ((Dense, "dense delta"), (Sparse, "sparse delta")):
+        ops = plan.of_kind(kind)
+        stored = [(op, tensor) for op in ops.values() for tensor in op.tensors]
+        if ops:
+            size = sum(t.numel() * op.stored_dtype(t, dtype).itemsize for op, t in stored)
+            yield f"{words}: a matrix for each of {len(ops)} modules, {size} bytes on the device"
 
 
 def _last(name: str) -> str:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from adapter_files import edit_config
 from peft_adapters import save_lora
+from peft_methods import save_method
 from tiny_models import tiny_model
 
 from weft.adapters.base import BaseModules
@@ -59,3 +60,11 @@ def test_another_bases_name(name: str, warnings: int, tmp_path: Path) -> None:
 def test_a_rank_beyond_the_matrix(tmp_path: Path) -> None:
     result = card(save_lora(tmp_path, "llama", target_modules=["k_proj"], r=40))
     assert "rank 40 is larger than a side of model.layers.0.self_attn.k_proj" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "size"), [("hira", "dense delta", 49152), ("shira", "sparse delta", 15128)]
+)
+def test_a_delta_says_what_it_costs(method: str, words: str, size: int, tmp_path: Path) -> None:
+    (warning,) = card(save_method(tmp_path, "llama", method)).warnings
+    assert warning == f"{words}: a matrix for each of 6 modules, {size} bytes on the device"
