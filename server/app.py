@@ -13,6 +13,7 @@ from weft.server.api import (
     adapters,
     chat,
     completions,
+    evaluations,
     lora,
     models,
     status,
@@ -30,6 +31,7 @@ _BODIES = (
     lora.UnloadLoraAdapterRequest,
     tokenize.TokenizeRequest,
     tokenize.DetokenizeRequest,
+    evaluations.EvaluationRequest,
 )
 
 
@@ -46,6 +48,7 @@ def create_app(services: Services, examples: Path | None = None) -> FastAPI:
         models.router,
         adapters.router,
         adapters.changing,
+        evaluations.router,
         lora.router,
         tokenize.router,
         status.router,

@@ -60,6 +60,7 @@ class ErrorCode(Enum):
         "The model '{model}' does not exist or you do not have access to it.",
     )
     NOT_FOUND = (404, _INVALID, "There is no route {method} {path}.")
+    EVALUATION_NOT_FOUND = (404, _INVALID, "There is no evaluation '{id}', or not any more.")
     METHOD_NOT_ALLOWED = (405, _INVALID, "This route does not take the method {method}.")
     REQUEST_TIMEOUT = (408, _INVALID, "The body did not arrive in time.")
     VERSION_CONFLICT = (409, _INVALID, "If-Match does not name the current version's digest.")
@@ -122,6 +123,11 @@ class ApiError(Exception):
         self.param = param
         # A value that nobody gave is no reason to fail while failing.
         self._values = defaultdict(lambda: "unknown", {"param": param, **(values or {})})
+
+    def within(self, where: str) -> "ApiError":
+        """The same error about a part of the request that is found at `where`."""
+        param = f"{where}.{self.param}" if self.param else where
+        return ApiError(self.error, param=param, values={**self._values, "param": param})
 
     def body(self, request_id: str) -> dict[str, dict[str, str | None]]:
         """OpenAI's error object."""

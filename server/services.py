@@ -7,12 +7,15 @@ from starlette.requests import HTTPConnection
 from weft.adapters.registry import Registry
 from weft.server.admission import Admission
 from weft.server.engine.client import EngineClient, EngineUnavailable
+from weft.server.evaluation.evaluations import Evaluations
 from weft.server.library import Library
 from weft.server.metrics import Metrics
 from weft.server.router import Router
 from weft.server.settings import Settings
 from weft.server.tenants import Tenants
 from weft.server.text import Text
+
+_MOST_IN_BACKGROUND = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Services:
     metrics: Metrics
     tenants: Tenants
     admission: Admission
+    evaluations: Evaluations
 
     @classmethod
     def assemble(
@@ -50,6 +54,7 @@ class Services:
             metrics=metrics,
             tenants=tenants,
             admission=Admission(settings.max_num_seqs + settings.max_queue),
+            evaluations=Evaluations(engine, text, places=_background_places(settings)),
         )
 
     @property
@@ -70,6 +75,11 @@ def base_names(settings: Settings) -> tuple[str, ...]:
         return (settings.served_model_name,)
     model = settings.model or ""
     return (model.rstrip("/").rpartition("/")[2], model)
+
+
+def _background_places(settings: Settings) -> int:
+    """How much of what the engine computes at a time may be work that can wait."""
+    return max(1, min(settings.max_num_seqs // 4, _MOST_IN_BACKGROUND))
 
 
 def _tenants(settings: Settings) -> Tenants:

@@ -14,9 +14,18 @@ from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError, ErrorCode
 
 DEFAULT_TENANT = TenantContext("default")
+BACKGROUND_SHARE = 0.1
 _ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 TenantId = Annotated[str, Field(pattern=f"^{_ID}$")]
 _BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
+
+
+def background(tenant: TenantContext) -> TenantContext:
+    """A tenant's work that can wait: it has a small share of its own and shares no KV with others.
+
+    Its id is one that no tenant can have, so what it computes is not booked on the tenant's own.
+    """
+    return TenantContext(f"{tenant.id}/background", tenant.weight * BACKGROUND_SHARE)
 
 
 class TenantsInvalid(ValueError):

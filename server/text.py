@@ -56,6 +56,13 @@ class Text:
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """Token ids of a conversation, open for the assistant's turn; raises ChatTemplateError."""
+        rendered = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.encode(rendered, add_special_tokens=False)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the chat template writes it; raises ChatTemplateError."""
         if self.chat_template is None:
             raise ChatTemplateError("this model has no chat template; use /v1/completions")
         try:
@@ -69,7 +76,7 @@ class Text:
             # Only what a template raises on purpose is meant for the one who wrote the messages.
             meant = error.message if type(error) is TemplateError else None
             raise ChatTemplateError(meant or "the model's chat template refuses them") from error
-        return self.encode(rendered, add_special_tokens=False)
+        return rendered
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence."""

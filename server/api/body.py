@@ -59,6 +59,11 @@ def parse(schema: type[Schema], data: bytes) -> Schema:
         content = parse_object(data, "body", MAX_JSON_DEPTH)
     except AdapterInvalid as refused:
         raise ApiError(ErrorCode.INVALID_JSON, values={"reason": refused.reason}) from None
+    return validated(schema, content)
+
+
+def validated(schema: type[Schema], content: Any) -> Schema:
+    """What was parsed from JSON, as the schema has it; raises ApiError naming the field."""
     try:
         return schema.model_validate(content)
     except ValidationError as error:

@@ -30,12 +30,14 @@ async def at_once() -> None:
 class FakeEngine:
     """Answers every prompt with `reply`, or with what `replies` says for its adapter, then EOS.
 
-    pace: awaited before each event   failure: raised by every call   break_after: events of a
+    losses: of each prompt token, by adapter, "" being the base   pace: awaited before each event
+    failure: raised by every call   break_after: events of a
     request after which `EngineUnavailable` is raised, or an event with the code `error` comes
     """
 
     reply: Sequence[int] = ()
     replies: dict[str, Sequence[int]] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
     pace: Callable[[], Awaitable[None]] = at_once
     failure: Exception | None = None
     load_failures: dict[str, Exception] = field(default_factory=dict)
@@ -175,10 +177,11 @@ class FakeEngine:
         del line[: self.tokens_per_event]
         sampling = request.sampling
         ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS,))}
-        stopped = not line and tokens[-1] in ends
+        stopped = bool(tokens) and not line and tokens[-1] in ends
         prompt = None
         if first and (top := sampling.prompt_logprobs) is not None:
-            prompt = (None, *(logprobs_of(token, top) for token in request.prompt[1:]))
+            loss = self.losses.get(request.adapter or "", 0.5)
+            prompt = (None, *(logprobs_of(token, top, loss) for token in request.prompt[1:]))
         top = sampling.logprobs
         return Tokens(
             id=request.id,
@@ -192,9 +195,9 @@ class FakeEngine:
         )
 
 
-def logprobs_of(token: int, top: int) -> TokenLogprobs:
+def logprobs_of(token: int, top: int, loss: float = 0.5) -> TokenLogprobs:
     """What the fake engine says of a token's probability."""
-    return TokenLogprobs(token, -0.5, tuple((token + i, -0.5 - i) for i in range(top)))
+    return TokenLogprobs(token, -loss, tuple((token + i, -loss - i) for i in range(top)))
 
 
 def stats_of(tiers: Mapping[str, str], **changes: int) -> Stats:
