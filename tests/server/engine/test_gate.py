@@ -139,6 +139,20 @@ def test_many_small_adapters_do_not_starve_a_large_one() -> None:
     assert world.clock.now - asked <= 2 * PATIENCE + SLACK
 
 
+def test_nobody_is_drained_before_all_who_must_go_may_go() -> None:
+    world = world_of(2, {"a0": 10, "a1": 10, "large": 20})
+    world.scheduler.add(request("old", max_tokens=99, adapter="a0"))
+    world.until(lambda: world.scheduler.running == 1)
+    world.scheduler.add(request("large", max_tokens=1, adapter="large"))
+    world.clock.now += 0.9 * PATIENCE
+    world.scheduler.add(request("new", max_tokens=99, adapter="a1"))
+    world.until(lambda: world.scheduler.running == 2)
+    world.until(lambda: world.scheduler.preemptions > 0, PATIENCE / 20)
+    assert world.scheduler.preemptions == 2
+    assert world.clock.now >= 1.9 * PATIENCE
+    world.run()
+
+
 def test_drained_sequences_go_on_where_they_were() -> None:
     world = world_of(1, equal(2))
     world.scheduler.add(request("long", 8, max_tokens=100, adapter="a0"))

@@ -176,6 +176,16 @@ def test_a_queued_request_waits_until_its_prompt_fits() -> None:
     assert names == [{"a"}] * 4 + [{"b"}]
 
 
+def test_admission_leaves_each_running_sequence_a_page_to_grow_into() -> None:
+    world = World(limits(num_pages=6), root=None)
+    world.scheduler.add(request("a", 3, max_tokens=4))
+    world.step()
+    world.scheduler.add(request("b", 16, max_tokens=1))
+    world.run()
+    assert world.scheduler.preemptions == 0
+    assert [name for name, *_ in world.trace[-1]] == ["b"]
+
+
 # ---- shared prefixes
 
 
@@ -385,3 +395,27 @@ def test_a_tenant_with_a_long_queue_does_not_delay_another_ones_first_token() ->
         world.step()
     world.scheduler.add(request("light", 4, max_tokens=1, tenant="light"))
     assert world.until(lambda: ("light", 0) in world.ended) <= 10
+
+
+# ---- what adapters bring
+
+
+def prefixed(prefix: int, **more: int) -> FakeResidency:
+    return FakeResidency(10, 1, {"a0": 10}, traits={"a0": Traits(prefix=prefix, **more)})
+
+
+@pytest.mark.parametrize("root", [ROOT, None])
+def test_a_prefix_is_copied_once_and_its_full_pages_are_shared(root: PrefixRoot | None) -> None:
+    world = World(residency=prefixed(10), root=root)
+    for name in "abc":
+        world.scheduler.add(request(name, 3, max_tokens=9, adapter="a0"))
+    world.until(lambda: world.scheduler.running == 3)
+    copies = [world.step().items for _ in range(2)][0]
+    assert all(item.start == 14 and item.copies == 0 for item in copies)
+    pool = world.scheduler.tables.pool
+    assert sorted(pool.referenced.values()) == [1] * 6 + [3] * 2  # two full pages of the prefix
+    world.run()
+    world.scheduler.add(request("later", 3, adapter="a0"))
+    world.step()
+    (item,) = world.scheduler.plan().items
+    assert (item.start, item.count, item.copies) == (13, 1, 0)
