@@ -4,10 +4,8 @@ VENV ?= .venv
 WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# One thread a worker: torch's threads on a shared core cost more than they give.
-export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-gpu check format clean
+.PHONY: help install demo test test-gpu check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +15,8 @@ install: $(VENV)/.weft ## make .venv and install weft in it
 demo: $(VENV)/.weft ## serve the embedded model with its adapters on http://127.0.0.1:8000
 	@$(BIN)/weft demo
 
+# One thread a worker: torch's threads on a shared core cost more than they give.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.weft-dev ## run the whole suite
 	$(BIN)/pytest --numprocesses $(WORKERS)
 
@@ -32,6 +32,9 @@ check: $(VENV)/.weft-dev ## lint, check the format and the types
 format: $(VENV)/.weft-dev ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.weft ## measure base, one adapter and 32 distinct ones, beside peft
+	$(BIN)/python benchmarks/smoke.py
 
 clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
