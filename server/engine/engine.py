@@ -235,6 +235,7 @@ class Engine:
 
     def _stats(self) -> Stats:
         scheduler, residency, tables = self.scheduler, self.residency, self.scheduler.tables
+        live = scheduler.adapters
         return Stats(
             steps=self._steps,
             running=scheduler.running,
@@ -250,7 +251,7 @@ class Engine:
             load_seconds=residency.load_seconds,
             broken_invariants=self._broken,
             adapters=tuple(
-                AdapterState(s.digest, s.tier, s.refs, s.bytes, s.pinned)
+                AdapterState(s.digest, s.tier, live.get(s.digest, 0), s.bytes, s.pinned)
                 for s in residency.states()
             ),
         )
@@ -290,7 +291,9 @@ def _info(facts: ModelFacts) -> EngineInfo:
         model_digest=facts.digest,
         device=str(facts.device),
         dtype=str(facts.dtype).removeprefix("torch."),
+        quantization=facts.quantization,
         parameters=facts.parameters,
+        weight_bytes=facts.weight_bytes,
         vocab_size=facts.vocab_size,
         eos_token_ids=facts.eos_token_ids,
         max_model_len=facts.max_model_len,
