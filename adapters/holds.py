@@ -1,9 +1,10 @@
-"""Who keeps a version's files from being removed. Knows no database and no disk."""
+"""Who keeps a version's files from being removed. Knows no queries and no disk."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Self
 
+from weft.adapters.catalogue import Version
 from weft.adapters.tenancy import TenantContext
 
 
@@ -40,19 +41,18 @@ class Upload(Hold):
 
 
 class Lease(Hold):
-    """A request's hold on one version of a name; its `n` children share it."""
+    """A request's hold on one version of a name; its `n` children share it.
+
+    report: what loading the version found, JSON
+    """
 
     def __init__(
-        self,
-        ctx: TenantContext,
-        name: str,
-        version: int,
-        digest: str,
-        release: Callable[[Hold], None],
+        self, ctx: TenantContext, version: Version, release: Callable[[Hold], None]
     ) -> None:
-        super().__init__(ctx, digest, release)
-        self.name = name
-        self.version = version
+        super().__init__(ctx, version.digest, release)
+        self.name = version.name
+        self.version = version.version
+        self.report = version.report
 
     @property
     def id(self) -> str:

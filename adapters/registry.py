@@ -183,7 +183,7 @@ class Registry:
         """
         with self._lock:
             found = self._servable(ctx, name, version)
-            lease = Lease(ctx, name, found.version, found.digest, self._release)
+            lease = Lease(ctx, found, self._release)
             self._holds.add(lease)
             self._leases[ctx.id, name] += 1
             self._last_used[ctx.id, name] = time.time()

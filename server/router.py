@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import orjson
 from starlette.datastructures import Headers
 
 from weft.adapters.errors import UnknownAdapter
@@ -24,6 +25,7 @@ class Target:
 
     model: as the body's `model` names it   id: the base's name, or name@version
     adapter: the version's digest, None for the base   label: for series about the adapter
+    virtual_tokens: positions of the context that the adapter takes before the prompt
     """
 
     model: str
@@ -31,6 +33,7 @@ class Target:
     base_digest: str
     adapter: str | None = None
     label: AdapterLabel | None = None
+    virtual_tokens: int = 0
 
     @property
     def headers(self) -> tuple[tuple[bytes, str], ...]:
@@ -89,7 +92,14 @@ class Router:
             label = AdapterLabel(tenant.id, lease.name)
             self._metrics.seen(label, lease.digest)
             try:
-                yield Target(name, lease.id, self._base_digest(), lease.digest, label)
+                yield Target(
+                    name,
+                    lease.id,
+                    self._base_digest(),
+                    lease.digest,
+                    label,
+                    orjson.loads(lease.report).get("virtual_tokens", 0),
+                )
             except ApiError as error:
                 if error.error is ErrorCode.ADAPTER_CORRUPT:
                     self._registry.withdraw(lease, "its stored files are damaged")

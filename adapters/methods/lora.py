@@ -10,7 +10,15 @@ from weft.adapters.base import BaseModules, TargetModule
 from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
-from weft.adapters.methods import base_copies, biases, dora, kasa, saved_modules, trained_tokens
+from weft.adapters.methods import (
+    alora,
+    base_copies,
+    biases,
+    dora,
+    kasa,
+    saved_modules,
+    trained_tokens,
+)
 from weft.adapters.methods.changed_base import base_change
 from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import invalid
@@ -55,7 +63,7 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
         added = _added_bias(draft, name, strength) if config.lora_bias else None
         _add(draft, config, name, pair, new_biases.get(name), added)
     base_copies.take(draft, changes)
-    return draft.plan("dora" if config.dora else "lora")
+    return alora.activated(draft.plan("dora" if config.dora else "lora"), config.invocation)
 
 
 def part_names(module: TargetModule) -> tuple[str, str]:

@@ -5,7 +5,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from weft.adapters.methods import biases, block_diagonal, kasa, saved_modules, trained_tokens
+from weft.adapters.methods import (
+    alora,
+    biases,
+    block_diagonal,
+    kasa,
+    saved_modules,
+    trained_tokens,
+)
 from weft.adapters.methods.block_diagonal import BlockDiagonal
 from weft.adapters.methods.fields import Fields, finite_number, invalid, positive_integer
 from weft.adapters.methods.patterns import first_match
@@ -30,7 +37,6 @@ _TRAINING_ONLY = (
     "velora_config",
 )
 _REFUSED = {
-    "alora_invocation_tokens": "activated LoRA is not served",
     "arrow_config": "Arrow routes over other adapters, which one version does not hold",
     "layer_replication": "a base with replicated layers is another model",
     "megatron_config": "Megatron's parallel layers are not served",
@@ -69,6 +75,7 @@ class LoraConfig:
     tied: whether an adapter of the embedding may come with one of the head that is tied to it
     dora: whether the norms of rows were trained apart   lora_bias: whether B comes with a bias
     bias, saved, tokens: what was trained beside; see the modules that read them
+    invocation: token ids from whose last occurrence on it is active; empty: throughout
     kasa, blocks: see the modules that read them
     """
 
@@ -85,6 +92,7 @@ class LoraConfig:
     bias: biases.Trained
     saved: tuple[str, ...]
     tokens: trained_tokens.ByEnd
+    invocation: tuple[int, ...]
     kasa: bool
     blocks: BlockDiagonal | None
 
@@ -110,6 +118,7 @@ class LoraConfig:
             bias=biases.read(fields, "lora"),
             saved=saved_modules.read(fields),
             tokens=trained_tokens.read(fields),
+            invocation=alora.read(fields),
             kasa=kasa.read(fields),
             blocks=BlockDiagonal.read(fields),
         )

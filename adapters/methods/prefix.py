@@ -12,7 +12,7 @@ from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import Fields, invalid
-from weft.adapters.methods.prompt import ROWS, take, virtual_tokens
+from weft.adapters.methods.prompt import ROWS, virtual_tokens
 from weft.adapters.operations import AttentionPrefix
 from weft.adapters.plan import AdapterPlan
 
@@ -36,7 +36,7 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
     fields.finish()
     draft = Draft(checkpoint, tensors, base)
     layers = len(base.attention)
-    rows = take(draft, ROWS, (count, 2 * layers * heads * width))
+    rows = draft.take(ROWS, count, 2 * layers * heads * width)
     by_layer = rows.view(count, layers, 2, heads, width)
     for index, name in enumerate(base.attention):
         keys, values = (part.contiguous() for part in by_layer[:, index].unbind(dim=1))

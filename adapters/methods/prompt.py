@@ -11,12 +11,10 @@ from torch import Tensor
 
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
-from weft.adapters.errors import AdapterInvalid
 from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import Fields, invalid
 from weft.adapters.operations import VirtualTokens
 from weft.adapters.plan import AdapterPlan
-from weft.adapters.tensors import all_finite
 
 ROWS = "prompt_embeddings"
 _COLUMNS_OF_TASKS, _ROWS_OF_TASKS = "prefix_task_cols", "prefix_task_rows"
@@ -55,12 +53,10 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
         raise invalid("peft_type", "needs a base with a token embedding")
     draft = Draft(checkpoint, tensors, base)
     shape = (count, base[base.embedding].out_features)
-    rows = take(draft, ROWS, shape)
+    rows = draft.take(ROWS, *shape)
     method = str(checkpoint.config["peft_type"])
     if method == "MULTITASK_PROMPT_TUNING":
         rows = rows * _factors(draft, fields, shape)
-        if not all_finite(rows):
-            raise AdapterInvalid(ROWS, "overflows when multiplied by its task's factors")
     draft.add(base.embedding, VirtualTokens(rows.contiguous()))
     return draft.plan(method.lower())
 
@@ -74,13 +70,6 @@ def virtual_tokens(fields: Fields) -> int:
     if fields.get("num_virtual_tokens") is None:
         raise invalid("num_virtual_tokens", "is missing")
     return fields.integer("num_virtual_tokens", 1)
-
-
-def take(draft: Draft, name: str, shape: tuple[int, ...]) -> Tensor:
-    """The file's tensor of this name and shape, in float32; raises AdapterInvalid."""
-    if name not in draft.named:
-        raise AdapterInvalid(name, "is missing from the file")
-    return draft.named.take(name, shape).float()
 
 
 def _factors(draft: Draft, fields: Fields, shape: tuple[int, int]) -> Tensor:
@@ -100,6 +89,6 @@ def _factors(draft: Draft, fields: Fields, shape: tuple[int, int]) -> Tensor:
     if type(task) is not int or not 0 <= task < tasks:
         raise invalid("task_id", f"must be a number from 0 to {tasks - 1}")
     count, width = shape
-    columns = take(draft, _COLUMNS_OF_TASKS, (tasks, count, ranks))[task]
-    rows = take(draft, _ROWS_OF_TASKS, (tasks, ranks, width))[task]
+    columns = draft.take(_COLUMNS_OF_TASKS, tasks, count, ranks)[task]
+    rows = draft.take(_ROWS_OF_TASKS, tasks, ranks, width)[task]
     return torch.matmul(columns, rows)

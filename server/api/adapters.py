@@ -63,6 +63,7 @@ def describe(services: Services, tenant: TenantContext, adapter: Adapter) -> Jso
         "tier": state.tier if state else "disk",
         "method": report["method"],
         "rank": report["rank"],
+        "virtual_tokens": report.get("virtual_tokens", 0),
         "bytes": report["bytes"],
         "file_bytes": adapter.bytes,
         "pinned": adapter.pinned,

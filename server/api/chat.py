@@ -169,7 +169,8 @@ class ChatAnswer(Answer):
             raise invalid("messages", "the chat template makes an empty prompt of them")
         if body.top_logprobs and not body.logprobs:
             raise invalid("top_logprobs", "needs logprobs to be true")
-        max_tokens = answer_length(len(prompt), body.answer_tokens, info.max_model_len, "messages")
+        context = info.max_model_len - target.virtual_tokens
+        max_tokens = answer_length(len(prompt), body.answer_tokens, context, "messages")
         sampling = body.sampling(
             max_tokens=max_tokens,
             vocab_size=info.vocab_size,

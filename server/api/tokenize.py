@@ -44,7 +44,7 @@ async def tokenize(
     text = services.text
     if (body.prompt is None) == (body.messages is None):
         raise invalid("prompt", "give either prompt or messages")
-    with services.router.target(request.state.tenant, request.headers, body.model):
+    with services.router.target(request.state.tenant, request.headers, body.model) as target:
         if body.prompt is not None:
             tokens = await asyncio.to_thread(
                 text.encode, body.prompt, add_special_tokens=body.add_special_tokens
@@ -59,7 +59,7 @@ async def tokenize(
                 raise invalid("messages", str(error)) from error
     answer: dict[str, Any] = {
         "count": len(tokens),
-        "max_model_len": services.engine.info.max_model_len,
+        "max_model_len": services.engine.info.max_model_len - target.virtual_tokens,
         "tokens": tokens,
         "token_strs": text.token_names(tokens) if body.return_token_strs else None,
     }

@@ -93,6 +93,7 @@ class Loads:
             prompt=self._prompt,
             adapter=adapter,
             sampling=Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
+            invoked=True,
         )
 
 

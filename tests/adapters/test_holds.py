@@ -1,3 +1,4 @@
+from weft.adapters.catalogue import Version
 from weft.adapters.holds import Hold, Holds, Lease
 from weft.adapters.tenancy import TenantContext
 
@@ -19,4 +20,6 @@ def test_holds_are_counted_by_digest_and_removed_once() -> None:
 
 
 def test_a_lease_names_its_version() -> None:
-    assert Lease(CTX, "support", 3, "d" * 64, print).id == "support@3"
+    version = Version("support", 3, "d" * 64, 8, 0.0, "{}", None)
+    lease = Lease(CTX, version, print)
+    assert (lease.id, lease.digest, lease.report) == ("support@3", "d" * 64, "{}")

@@ -33,6 +33,7 @@ class FakeEngine:
     losses: of each prompt token, by adapter, "" being the base   pace: awaited before each event
     failure: raised by every call   break_after: events of a
     request after which `EngineUnavailable` is raised, or an event with the code `error` comes
+    virtual_tokens: of each adapter that is loaded
     """
 
     reply: Sequence[int] = ()
@@ -45,6 +46,7 @@ class FakeEngine:
     error: str | None = None
     tokens_per_event: int = 1
     max_model_len: int = 256
+    virtual_tokens: int = 0
     ready: bool = True
     stats: Stats | None = None
     requests: list[Generate] = field(default_factory=list)
@@ -113,6 +115,7 @@ class FakeEngine:
             load_seconds=0.25,
             canary_difference=0.5,
             checks=("files",),
+            virtual_tokens=self.virtual_tokens,
         )
 
     async def unload(self, digest: str) -> None:

@@ -12,6 +12,7 @@ import peft
 import torch
 from exactness import Answer, Oracle
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora.variants import calculate_alora_offsets
 from tiny_models import tiny_model
 from torch import Tensor
 
@@ -68,14 +69,20 @@ class LoopOracle(Oracle):
     def answer(self, prompt: tuple[int, ...], tokens: int) -> Answer:
         ids, rows = torch.tensor([prompt]), []
         for _ in range(tokens):
-            rows.append(self._logits(ids)[0, -1].float())
+            rows.append(self._logits(ids, len(prompt))[0, -1].float())
             ids = torch.cat([ids, rows[-1].argmax().view(1, 1)], dim=1)
         return Answer(tuple(ids[0, len(prompt) :].tolist()), torch.stack(rows).log_softmax(-1))
 
-    def _logits(self, ids: Tensor) -> Tensor:
-        config = self._model.active_peft_config
-        multitask = config.peft_type == "MULTITASK_PROMPT_TUNING"
-        more = {"task_ids": torch.tensor([TASK])} if multitask else {}
+    def _logits(self, ids: Tensor, prompt: int) -> Tensor:
+        config, more = self._model.active_peft_config, {}
+        if config.peft_type == "MULTITASK_PROMPT_TUNING":
+            more["task_ids"] = torch.tensor([TASK])
+        if getattr(config, "alora_invocation_tokens", None):
+            # From the prompt alone, as when it is generated from; peft would search the answer too.
+            (offset,) = calculate_alora_offsets(
+                self._model.peft_config, self._model.active_adapter, ids[:, :prompt]
+            )
+            more["alora_offsets"] = [None if offset is None else offset + ids.shape[1] - prompt]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             logits: Tensor = self._model(input_ids=ids, **more).logits

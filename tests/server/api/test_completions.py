@@ -170,6 +170,21 @@ async def test_what_is_wrong_is_named(api: Api, fields: dict, code: str, param: 
     assert not api.engine.requests
 
 
+async def test_an_adapters_virtual_tokens_count_against_the_context_only(api: Api) -> None:
+    api.engine.virtual_tokens = 100
+    await api.add("prompted")
+    async with api.client() as client:
+        body: dict = {"model": "prompted", "prompt": [7] * 150, "max_tokens": 6}
+        fits = await client.post("/v1/completions", json=body)
+        long = await client.post("/v1/completions", json=body | {"max_tokens": 7})
+        base = await client.post("/v1/completions", json=body | {"model": BASE, "max_tokens": 106})
+        told = await client.post("/tokenize", json={"model": "prompted", "prompt": "hi"})
+    assert fits.json()["usage"]["prompt_tokens"] == 150
+    assert long.json()["error"]["code"] == "context_length_exceeded"
+    assert base.status_code == 200
+    assert told.json()["max_model_len"] == 156
+
+
 async def test_the_default_length_shrinks_to_what_the_context_leaves(api: Api) -> None:
     await complete(api, prompt=[7] * 250, max_tokens=None)
     assert api.engine.requests[0].sampling.max_tokens == 6

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weft.adapters.modules import VirtualRows
 from weft.adapters.pool import SlotRef
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.traits import Traits
 from weft.kernels.segments import Segment
 from weft.server.engine.batch import StepBatch, build
 from weft.server.engine.messages import Generate, Sampling
@@ -138,3 +140,35 @@ def test_scheduled_rows_are_not_changed_by_building() -> None:
     before = replace(item)
     batch_of(item)
     assert item == before
+
+
+def test_positions_of_an_adapter_before_the_prompt() -> None:
+    item = scheduled(tokens=6, start=2, count=6, prompt=5, slot=3, samples=True, prompt_logprobs=0)
+    item.seq.traits = Traits(embeddings=4)
+    item.seq.pages = [3, 2, 1]
+    batch = batch_of(scheduled(tokens=3, start=0, count=3, first_page=5), item)
+    assert batch.input_ids.tolist() == [[100, 101, 102, 0, 0, 100, 101, 102, 103]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 4, 5, 6, 7]]
+    assert batch.paged.slot_mapping.tolist() == [20, 21, 22, 14, 15, 8, 9, 10, 11]
+    assert batch.virtual == (VirtualRows(3, slice(3, 5), 2),)
+
+
+def test_prompt_logprobs_behind_an_adapters_positions() -> None:
+    item = scheduled(tokens=5, start=2, count=7, slot=3, prompt_logprobs=0)
+    item.seq.traits = Traits(embeddings=4)
+    item.seq.pages = [3, 2, 1]
+    batch = batch_of(item)
+    (prompt,) = batch.prompts
+    assert (prompt.position, prompt.rows) == (1, slice(0, 4))
+    assert batch.kept.tolist() == [2, 3, 4, 5]
+
+
+def test_rows_before_an_invocation_are_the_bases() -> None:
+    item = scheduled(tokens=6, start=1, count=5, slot=3, prompt_logprobs=0)
+    item.seq.base_until = 4
+    batch = batch_of(item)
+    assert batch.segments.items == (Segment(3, 3, 5),)
+    assert batch.kept_segments.items == (Segment(3, 3, 5),)
+    item.seq.base_until = 100
+    assert not batch_of(item).segments
+    assert item.slot == -1

@@ -5,6 +5,7 @@ from itertools import combinations
 
 from scheduling import ROOT, request
 
+from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.messages import Generate
 from weft.server.engine.pages import PagePool
 from weft.server.engine.prefix_cache import PrefixCache, PrefixRoot
@@ -13,8 +14,10 @@ from weft.server.engine.sequence import Sequence
 PROMPT = tuple(range(1, 13))  # three pages of 4
 
 
-def sequence(asked: Generate) -> Sequence:
-    return Sequence(asked, 0, 0, list(asked.prompt))
+def sequence(asked: Generate, traits: Traits = PLAIN) -> Sequence:
+    seq = Sequence(asked, 0, 0, list(asked.prompt))
+    seq.adopt(traits)
+    return seq
 
 
 class Cache:
@@ -24,16 +27,16 @@ class Cache:
         self.pool = PagePool(32)
         self.prefixes = PrefixCache(self.pool, 4, root)
 
-    def compute(self, asked: Generate) -> list[int]:
+    def compute(self, asked: Generate, traits: Traits = PLAIN) -> list[int]:
         """Computes a whole prompt and publishes it."""
-        seq = sequence(asked)
-        seq.pages = self.pool.take(-(-len(seq.tokens) // 4))
-        seq.computed = len(seq.tokens)
+        seq = sequence(asked, traits)
+        seq.pages = self.pool.take(-(-seq.length // 4))
+        seq.computed = seq.length
         self.prefixes.publish(seq)
         return seq.pages
 
-    def find(self, asked: Generate) -> list[int]:
-        return self.prefixes.find(sequence(asked))
+    def find(self, asked: Generate, traits: Traits = PLAIN) -> list[int]:
+        return self.prefixes.find(sequence(asked, traits))
 
 
 def test_the_longest_common_prefix_in_full_pages_is_found() -> None:
@@ -110,3 +113,50 @@ def test_without_a_root_nothing_is_kept() -> None:
     assert cache.find(request("b", PROMPT)) == []
     cache.pool.release(pages)
     assert cache.pool.cached == 0
+
+
+def test_what_an_adapter_brings_is_shared_with_its_tenants_own_requests_only() -> None:
+    cache, traits = Cache(), Traits(prefix=6)
+    pages = cache.compute(request("a", PROMPT, adapter="v1"), traits)
+    assert cache.find(request("b", (9, 9, 9), adapter="v1"), traits) == pages[:1]
+    assert cache.find(request("c", (*PROMPT, 9), adapter="v1"), traits) == pages[:4]
+    assert cache.find(request("d", PROMPT, adapter="v2"), traits) == []
+    assert cache.find(request("e", PROMPT, adapter="v1", tenant="other"), traits) == []
+    assert cache.find(request("f", PROMPT)) == []
+
+
+def test_a_prefix_is_shared_also_where_prompts_are_not() -> None:
+    cache, traits = Cache(root=None), Traits(prefix=9)
+    pages = cache.compute(request("a", PROMPT, adapter="v1"), traits)
+    assert cache.find(request("b", PROMPT, adapter="v1"), traits) == pages[:2]
+    virtual = Traits(embeddings=9)
+    cache.compute(request("c", PROMPT, adapter="v2"), virtual)
+    assert cache.find(request("d", PROMPT, adapter="v2"), virtual) == []
+
+
+def test_a_prompts_log_probabilities_are_computed_behind_what_the_adapter_brings() -> None:
+    cache = Cache()
+    for adapter, traits in (("v1", Traits(prefix=9)), ("v2", Traits(embeddings=9))):
+        pages = cache.compute(request("a", PROMPT, adapter=adapter), traits)
+        asked = request("b", PROMPT, adapter=adapter, prompt_logprobs=0)
+        assert cache.find(asked, traits) == pages[:2]
+
+
+def test_pages_before_an_invocation_are_those_of_the_base() -> None:
+    cache, traits = Cache(), Traits(invocation=(9, 10))  # in the third page
+    base = cache.compute(request("a", PROMPT))
+    assert cache.find(request("b", (*PROMPT, 7), adapter="v1"), traits) == base[:2]
+    invoked = cache.compute(request("c", PROMPT, adapter="v1"), traits)
+    assert cache.find(request("d", (*PROMPT, 7), adapter="v1"), traits) == [*base[:2], invoked[2]]
+    assert cache.find(request("e", (*PROMPT, 7), adapter="v2"), traits) == base[:2]
+    assert cache.find(request("f", (*PROMPT, 7))) == base
+    assert cache.find(request("g", (*PROMPT, 9, 10), adapter="v1"), traits) == base
+    never = Traits(invocation=(77,))
+    assert cache.find(request("h", (*PROMPT, 7), adapter="v3"), never) == base
+
+
+def test_the_place_of_an_invocation_in_its_page_counts() -> None:
+    cache = Cache()
+    one, two = Traits(invocation=(9, 10)), Traits(invocation=(10, 11))
+    cache.compute(request("a", PROMPT, adapter="v1"), one)
+    assert len(cache.find(request("b", (*PROMPT, 7), adapter="v1"), two)) == 2

@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import pytest
 from fake_residency import FakeResidency
-from scheduling import World, limits, request
+from scheduling import ROOT, World, limits, request
 
+from weft.adapters.traits import Traits
+from weft.server.engine.prefix_cache import PrefixRoot
 from weft.server.engine.scheduler import Limits
 from weft.server.engine.sequence import Finish
 from weft.server.engine.step_plan import StepPlan
@@ -400,22 +402,65 @@ def test_a_tenant_with_a_long_queue_does_not_delay_another_ones_first_token() ->
 # ---- what adapters bring
 
 
-def prefixed(prefix: int, **more: int) -> FakeResidency:
-    return FakeResidency(10, 1, {"a0": 10}, traits={"a0": Traits(prefix=prefix, **more)})
+def bringing(traits: Traits) -> FakeResidency:
+    """A residency of one version, a0, with these traits."""
+    return FakeResidency(10, 1, {"a0": 10}, traits={"a0": traits})
+
+
+def first_plan(world: World) -> StepPlan:
+    """The first step that computes something."""
+    return next(plan for _ in range(9) if (plan := world.step()))
+
+
+def copies(plan: StepPlan) -> list[tuple[str, int, int]]:
+    """Request, first position, and positions copied before it, of each item."""
+    return [(item.seq.request.id, item.start, item.copies) for item in plan.items]
 
 
 @pytest.mark.parametrize("root", [ROOT, None])
 def test_a_prefix_is_copied_once_and_its_full_pages_are_shared(root: PrefixRoot | None) -> None:
-    world = World(residency=prefixed(10), root=root)
+    world = World(residency=bringing(Traits(prefix=10)), root=root)
     for name in "abc":
         world.scheduler.add(request(name, 3, max_tokens=9, adapter="a0"))
-    world.until(lambda: world.scheduler.running == 3)
-    copies = [world.step().items for _ in range(2)][0]
-    assert all(item.start == 14 and item.copies == 0 for item in copies)
-    pool = world.scheduler.tables.pool
-    assert sorted(pool.referenced.values()) == [1] * 6 + [3] * 2  # two full pages of the prefix
+    assert copies(first_plan(world)) == [("a", 10, 10), ("b", 10, 2), ("c", 10, 2)]
+    # Two pages that all share, and of each its own with the prefix's tail.
+    assert sorted(world.scheduler.tables.pool.referenced.values()) == [1, 1, 1, 1, 1, 1, 3, 3]
+    assert copies(world.step()) == [("a", 13, 0), ("b", 13, 0), ("c", 13, 0)]
     world.run()
     world.scheduler.add(request("later", 3, adapter="a0"))
-    world.step()
-    (item,) = world.scheduler.plan().items
-    assert (item.start, item.count, item.copies) == (13, 1, 0)
+    assert copies(first_plan(world)) == [("later", 10, 2)]
+    world.run()
+    assert set(world.cached.values()) == {0}
+    assert world.scheduler.tables.prefix_hits == 0
+
+
+def test_virtual_tokens_are_computed_and_paid_for_in_chunks() -> None:
+    world = World(residency=bringing(Traits(embeddings=20)))
+    world.scheduler.add(request("r", 5, adapter="a0"))
+    assert shape(first_plan(world)) == [("r", 0, 16)]
+    assert shape(world.step()) == [("r", 16, 9)]
+    world.run()
+    assert world.tokens["r", 0] == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("traits", [Traits(prefix=100), Traits(embeddings=100)])
+@pytest.mark.parametrize(("tokens", "reason"), [(8, "length"), (9, "error")])
+def test_what_an_adapter_brings_counts_against_the_context(
+    traits: Traits, tokens: int, reason: str
+) -> None:
+    world = World(limits(max_model_len=108), residency=bringing(traits))
+    world.scheduler.add(request("r", tokens - 1, max_tokens=50, adapter="a0", n=3))
+    world.run()
+    assert {finish.reason for finish in world.ended.values()} == {reason}
+    assert {len(found) for found in world.tokens.values()} == {1 if reason == "length" else 0}
+
+
+def test_rows_before_an_invocation_are_scheduled_with_the_base() -> None:
+    world = World(residency=bringing(Traits(invocation=(7, 8))))
+    world.scheduler.add(request("r", (*range(20, 40), 7, 8, 7), adapter="a0", max_tokens=3))
+    first = first_plan(world)
+    assert [item.slot for item in first.items] == [-1]
+    (second,) = world.step().items
+    assert second.slots == [-1] * 4 + [0] * 3
+    assert [item.slot for item in world.step().items] == [0]
+    world.run()

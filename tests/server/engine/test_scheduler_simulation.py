@@ -11,8 +11,9 @@ from zlib import crc32
 
 import pytest
 from fake_residency import FakeResidency
-from scheduling import EOS, World, limits, request
+from scheduling import EOS, ROOT, World, limits, request
 
+from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.messages import Generate
 from weft.server.engine.sequence import Sequence
 
@@ -20,6 +21,13 @@ SEEDS = int(os.environ.get("WEFT_SIMULATION_SEEDS", "200"))
 PER_TEST = 20
 EVENTS = 300
 ADAPTERS = {f"adapter-{i}": 10 + 7 * (i % 5) for i in range(12)} | {"huge": 1000, "broken": 10}
+TRAITS = {
+    "adapter-1": Traits(prefix=7),
+    "adapter-4": Traits(prefix=21),
+    "adapter-6": Traits(embeddings=10),
+    "adapter-8": Traits(invocation=(2, 3)),
+    "adapter-9": Traits(invocation=(101, 102)),
+}
 PREFIXES = [tuple(range(100 * i + 1, 100 * i + 21)) for i in range(3)]
 
 
@@ -40,9 +48,10 @@ class Asked:
     def answer(self) -> tuple[str, list[int]]:
         """How it ends, and with which tokens, if nothing disturbs it."""
         sampling, prompt = self.request.sampling, len(self.request.prompt)
+        lead = TRAITS.get(self.request.adapter or "", PLAIN).lead
         stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS,))}
         tokens: list[int] = []
-        while len(tokens) < min(sampling.max_tokens, self.max_model_len - prompt):
+        while len(tokens) < min(sampling.max_tokens, self.max_model_len - lead - prompt):
             tokens.append(self.token(prompt + len(tokens)))
             if len(tokens) >= sampling.min_tokens and tokens[-1] in stops:
                 return "stop", tokens
@@ -62,13 +71,15 @@ class Simulation:
             load_steps=random.choice([0, 1, 5]),
             install_steps=random.choice([1, 3]),
             broken={"broken"},
+            traits=TRAITS,
         )
         config = limits(
             max_num_seqs=random.choice([1, 3, 8, 16]),
             max_num_batched_tokens=random.choice([16, 17, 64]),
             max_model_len=random.choice([60, 300]),
         )
-        self.world = World(config, residency, next_token=self._next_token)
+        root = ROOT if seed % 4 else None
+        self.world = World(config, residency, root=root, next_token=self._next_token)
         self.asked: dict[tuple[str, int], Asked] = {}
 
     def run(self) -> World:
