@@ -18,6 +18,14 @@ from weft.server.cli.console import Refusal
 _CHUNK_BYTES = 1 << 20
 
 
+class ServerRefusal(Refusal):
+    """An error of the server, in its words; `param` is the field at fault, if one is."""
+
+    def __init__(self, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 @dataclass(frozen=True)
 class Upload:
     """A body of `multipart/form-data`: each part's name and the file that it holds."""
@@ -84,7 +92,7 @@ class Client:
             with urllib.request.urlopen(request) as response:
                 return json.loads(response.read() or b"null")
         except urllib.error.HTTPError as error:
-            raise Refusal(_message(error)) from None
+            raise _refusal(error) from None
         except (OSError, urllib.error.URLError) as error:
             reason = getattr(error, "reason", error)
             raise Refusal(f"{self.url}: no answer: {reason}") from None
@@ -113,9 +121,10 @@ class Client:
         return urllib.request.Request(url, data, headers, method=method)
 
 
-def _message(error: urllib.error.HTTPError) -> str:
-    """The message of the server's error object; the status where there is none."""
+def _refusal(error: urllib.error.HTTPError) -> ServerRefusal:
+    """The server's error object; the status where there is none."""
     try:
-        return str(json.loads(error.read())["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"{error.url}: HTTP {error.code} {error.reason}"
+        told = json.loads(error.read())["error"]
+        return ServerRefusal(str(told["message"]), told.get("param"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ServerRefusal(f"{error.url}: HTTP {error.code} {error.reason}", None)

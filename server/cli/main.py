@@ -10,6 +10,7 @@ import typer
 from weft.server.cli.adapters import app as adapters_app
 from weft.server.cli.config import app as config_app
 from weft.server.cli.console import complain, err, out
+from weft.server.cli.evaluate import evaluate
 from weft.server.cli.inspect import inspect
 from weft.server.cli.options import EPILOG, with_settings
 from weft.server.cli.serve import DEMO_SETS, demo, serve
@@ -30,6 +31,7 @@ app.command("demo", epilog=EPILOG)(with_settings(demo, without=DEMO_SETS))
 app.add_typer(adapters_app, name="adapters")
 app.command("inspect")(inspect)
 app.command("verify")(verify)
+app.command("evaluate")(evaluate)
 app.add_typer(config_app, name="config")
 
 
