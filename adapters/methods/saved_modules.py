@@ -1,8 +1,7 @@
 """`modules_to_save`: whole modules that were trained beside an adapter, saved in its file."""
 
-from collections.abc import Iterator
+from torch import Tensor
 
-from weft.adapters.errors import AdapterInvalid
 from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import Fields, invalid
 
@@ -31,27 +30,28 @@ def replace(draft: Draft, ends: tuple[str, ...], *, tied: bool = False) -> None:
     if tied and base.tied.intersection(saved):
         saved += [name for name in base.tied if f"{name}.weight" in draft.named]
     for module in dict.fromkeys(saved):
-        for owner in _owners_in(module, draft):
-            _take_all(draft, module, owner)
+        replace_module(draft, module, "modules_to_save")
 
 
-def _owners_in(module: str, draft: Draft) -> Iterator[str]:
-    for owner in draft.base.owners:
-        if owner == module or owner.startswith(f"{module}."):
-            yield owner
+def replace_module(draft: Draft, module: str, part: str) -> None:
+    """Replaces all parameters of a module and those inside of it.
+
+    part: what may stand between the module's name and a parameter's in the file
+    Raises AdapterInvalid where the file lacks one.
+    """
+    for owner, parameters in draft.base.owners.items():
+        if owner != module and not owner.startswith(f"{module}."):
+            continue
+        for own, shape in parameters.shapes.items():
+            plain = f"{owner}.{own}"
+            wrapped = f"{module}.{part}{plain.removeprefix(module)}"
+            name = wrapped if wrapped in draft.named else plain
+            draft.replace(owner, own, _take(draft, name, shape))
 
 
-def _take_all(draft: Draft, module: str, owner: str) -> None:
-    for own, shape in draft.base.owners[owner].shapes.items():
-        plain = f"{owner}.{own}"
-        wrapped = f"{module}.modules_to_save{plain.removeprefix(module)}"
-        name = wrapped if wrapped in draft.named else plain
-        found = draft.named.shape(name)
-        if len(found) > 1 and found[0] != shape[0] and found[1:] == shape[1:]:
-            raise row_refusal(draft, name, found[0], shape[0])
-        draft.replace(owner, own, draft.named.take(name, shape))
-
-
-def row_refusal(draft: Draft, name: str, rows: int, base_rows: int) -> AdapterInvalid:
-    """The refusal of an embedding or head of another vocabulary."""
-    return draft.named.refusal(name, f"has {rows} rows, the base has {base_rows}")
+def _take(draft: Draft, name: str, shape: tuple[int, ...]) -> Tensor:
+    found = draft.named.shape(name)
+    if len(found) == len(shape) == 2 and found[0] != shape[0] and found[1] == shape[1]:
+        rows = f"{found[0]} rows, where the base has {shape[0]}"
+        raise draft.named.refusal(name, f"has shape {list(found)}: {rows}")
+    return draft.named.take(name, shape)

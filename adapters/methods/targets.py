@@ -1,9 +1,10 @@
 """Which modules of the base a configuration selects: the rules that all tuners of peft share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from weft.adapters.base import BaseModules
+from weft.adapters.methods import saved_modules
 from weft.adapters.methods.fields import Fields, invalid
 from weft.adapters.methods.patterns import Patterns
 from weft.adapters.strict_json import Json
@@ -13,6 +14,7 @@ Test = Callable[[str], bool]
 _ALL_LINEAR = "all-linear"
 _ANY_LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."
 _NAMED_LAYER = r"(?:^|.*?\.){}\.(?P<index>\d+)\."
+_PART_OF_NAME = r"(^|.*\.){}($|\..*)"
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class TargetRule:
     """`target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern` as one rule.
 
     targets: full names or last parts of them, or a pattern of full names, or "all-linear"
+    saved: patterns of parts of names; modules that are saved whole are never targets
     """
 
     targets: str | tuple[str, ...]
     excluded: str | tuple[str, ...]
     layers: frozenset[int]
     layer_patterns: tuple[str, ...]
+    saved: tuple[str, ...]
 
     @classmethod
     def read(cls, fields: Fields) -> "TargetRule":
@@ -45,24 +49,36 @@ class TargetRule:
             fields.names("exclude_modules") or (),
             layers,
             (patterns,) if isinstance(patterns, str) else patterns,
+            saved_modules.read(fields),
         )
 
     def select(self, base: BaseModules) -> frozenset[str]:
-        """The names of the base's modules that the rule selects; none is an AdapterInvalid."""
-        excluded = _names_test(self.excluded, "exclude_modules")
+        """The names of the base's linears and embeddings that the rule selects.
+
+        Raises AdapterInvalid where there are none.
+        """
         if isinstance(self.targets, str) and self.targets.lower() == _ALL_LINEAR:
-            candidates = [
-                name
-                for name, module in base.items()
-                if module.kind != "embedding" and name != base.head
-            ]
-        else:
-            included = _names_test(self.targets, "target_modules")
-            in_layer = self._layer_test()
-            candidates = [
-                name for name in base if included(name) and (name in self.targets or in_layer(name))
-            ]
-        selected = frozenset(name for name in candidates if not excluded(name))
+            linears = (name for name, module in base.items() if module.kind != "embedding")
+            return self._allowed(name for name in linears if name != base.head)
+        return self.matching(base)
+
+    def matching(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of `names` that the rule selects; raises AdapterInvalid where there are none."""
+        included = _names_test(self.targets, "target_modules")
+        in_layer = self._layer_test()
+        return self._allowed(
+            name for name in names if included(name) and (name in self.targets or in_layer(name))
+        )
+
+    def _allowed(self, names: Iterable[str]) -> frozenset[str]:
+        excluded = _names_test(self.excluded, "exclude_modules")
+        patterns = Patterns(saved_modules.FIELD)
+        saved = [patterns.compile(text, _PART_OF_NAME) for text in self.saved]
+        selected = frozenset(
+            name
+            for name in names
+            if not excluded(name) and not any(patterns.match(part, name) for part in saved)
+        )
         if not selected:
             raise invalid("target_modules", "selects no module of this base model")
         return selected

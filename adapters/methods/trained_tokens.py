@@ -6,16 +6,36 @@ import torch
 from torch import Tensor
 
 from weft.adapters.base import BaseModules
+from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.methods.draft import Draft
 from weft.adapters.methods.fields import Fields, invalid
+from weft.adapters.methods.targets import TargetRule
 from weft.adapters.operations import RowOverride
+from weft.adapters.plan import AdapterPlan
 from weft.adapters.strict_json import Json
 
 FIELD = "trainable_token_indices"
+_OWN_FIELD = "token_indices"
 Ids = tuple[int, ...]
 ByEnd = Mapping[str | None, Ids]
 """Token ids by the end of a module's name; None stands for the model's token embedding."""
+
+
+def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModules) -> AdapterPlan:
+    """The method of its own that trains nothing else."""
+    fields = Fields(checkpoint.config)
+    ids = read_ids(fields.get(_OWN_FIELD), _OWN_FIELD)
+    if fields.get("target_modules") is None:
+        modules = frozenset(_embedding(base))
+    else:
+        modules = TargetRule.read(fields).select(base)
+    fields.ignore("init_weights")
+    fields.finish()
+    draft = Draft(checkpoint, tensors, base)
+    listed = dict.fromkeys(sorted(modules), ids)
+    replace(draft, listed, "{}.trainable_tokens_delta", "target_modules")
+    return draft.plan("trainable_tokens")
 
 
 def read(fields: Fields) -> ByEnd:
@@ -55,7 +75,7 @@ def replace(draft: Draft, listed: Mapping[str, Ids], name: str, field: str) -> N
     """Replaces rows of embeddings and heads by those in the file.
 
     A head that is tied to the model's embedding gets the embedding's rows, unless other ones are
-    listed for it; the file does not hold them a second time.
+    listed for it; the file may hold them a second time.
     listed: token ids by module   name: what the file calls a module's rows, with {} for the module
     Raises AdapterInvalid naming the field or tensor at fault.
     """
@@ -69,9 +89,11 @@ def replace(draft: Draft, listed: Mapping[str, Ids], name: str, field: str) -> N
         width = base[module].weight().shape[1]
         rows = draft.take(name.format(module), len(ids), width)
         _replace(draft, module, ids, rows, field)
-        if module == base.embedding:
-            for follower in followers:
-                _replace(draft, follower, ids, rows, field)
+        for follower in followers if module == base.embedding else ():
+            copy = name.format(follower)
+            if copy in draft.named and not torch.equal(draft.take(copy, *rows.shape), rows):
+                raise draft.named.refusal(copy, f"differs from the rows of {module}, tied to it")
+            _replace(draft, follower, ids, rows, field)
 
 
 def _embedding(base: BaseModules) -> list[str]:

@@ -69,7 +69,7 @@ FIELDS: dict[str, Any] = {
     "lora_bias": 1,
     "modules_to_save": ["score"],
     "trainable_token_indices": [1, 1],
-    "alora_invocation_tokens": [7],
+    "alora_invocation_tokens": "seven",
     "target_parameters": ["mlp.experts.gate_up_proj"],
     "layer_replication": [[0, 2], [1, 2]],
     "arrow_config": {"top_k": 2},
@@ -105,7 +105,7 @@ def test_a_way_to_train_is_named(init: Any, linear: Path) -> None:
     assert repr(init) in error.reason
 
 
-@pytest.mark.parametrize("peft_type", ["XLORA", "LILY", "SHADOW", "PSOFT", "ADAMSS", "IA3", "", 4])
+@pytest.mark.parametrize("peft_type", ["XLORA", "LILY", "SHADOW", "PSOFT", "ADAMSS", "FROD", "", 4])
 def test_another_method_is_named(peft_type: Any, linear: Path) -> None:
     assert refusal(edit_config(linear, peft_type=peft_type)).where.endswith("peft_type")
 
@@ -264,7 +264,7 @@ def test_a_saved_head_of_another_vocabulary(tmp_path: Path) -> None:
         modules_to_save=["lm_head"],
         model={"vocab_size": 516},
     )
-    assert refusal(folder).reason == "has 516 rows, the base has 512"
+    assert "516 rows, where the base has 512" in refusal(folder).reason
 
 
 def test_a_saved_module_that_is_not_computed_by_rows(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ rules = st.fixed_dictionaries(
         "layers_pattern": st.none()
         | st.sampled_from(["layers", "h", "", r"model\.layers", "nothing"])
         | st.lists(st.sampled_from(["layers", "h", "decoder.layers"]), max_size=2),
+        "modules_to_save": st.none()
+        | st.lists(st.sampled_from(["lm_head", "0.mlp", "norm", "q_proj", "layers.1"])),
     },
 )
 
