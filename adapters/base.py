@@ -3,10 +3,11 @@
 Knows no adapter, and never changes a weight.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,13 +18,36 @@ from weft.adapters.errors import AdapterInvalid
 Kind = Literal["linear", "conv1d", "embedding"]
 
 
+@runtime_checkable
+class Quantized(Protocol):
+    """A linear layer whose weight is stored in fewer bits than it is computed in.
+
+    quantization: the name of the way   constants: what is stored beside the weight to read it
+    """
+
+    in_features: int
+    out_features: int
+
+    @property
+    def quantization(self) -> str:
+        """See the class."""
+
+    @property
+    def constants(self) -> tuple[Tensor, ...]:
+        """See the class."""
+
+    def dequantized_weight(self) -> Tensor:
+        """`[out_features, in_features]`, floating-point, as it is computed with."""
+
+
 @dataclass(frozen=True)
 class TargetModule:
     """A module of the base that adapters may target.
 
     in_features, out_features: of a linear map; an embedding has its vocabulary and its width
     weight: gives [out_features, in_features], of an embedding [vocabulary, width], on the base's
-        device; raises AdapterInvalid where the weight is not loaded
+        device; dequantised anew at each call where the base is quantised; raises AdapterInvalid
+        where the weight is not loaded
     scale: what the module multiplies its output by (gemma's embedding); a delta is scaled alike
     refusal: why it cannot be adapted, or None
     """
@@ -48,11 +72,13 @@ class ParameterOwner:
 
     shapes: of the parameters by their names in the module, as the module stores them
     refusal: why an adapter cannot, or None
+    quantized: its weight can be read but not brought in the form in which the module stores it
     """
 
     type_name: str
     shapes: Mapping[str, tuple[int, ...]]
     refusal: str | None = None
+    quantized: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +104,7 @@ class BaseModules(Mapping[str, TargetModule]):
         that is not known
     tied: names of the modules that share one weight (embedding and head of a tied model)
     parameters: number of values of the whole base
+    quantization: how linear layers are quantised, or None
     """
 
     def __init__(
@@ -92,6 +119,7 @@ class BaseModules(Mapping[str, TargetModule]):
         attention: Mapping[str, KVShape] | None = None,
         tied: frozenset[str] = frozenset(),
         parameters: int = 0,
+        quantization: str | None = None,
     ) -> None:
         self._targets = targets
         self.owners = owners
@@ -102,6 +130,7 @@ class BaseModules(Mapping[str, TargetModule]):
         self.attention = attention or {}
         self.tied = tied
         self.parameters = parameters
+        self.quantization = quantization
 
     @classmethod
     def of(
@@ -131,7 +160,8 @@ class BaseModules(Mapping[str, TargetModule]):
             head=head_of(model),
             attention=attention,
             tied=_tied(model, targets),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            parameters=_count(modules),
+            quantization=_quantization(modules),
         )
 
     def with_parameters(self, read: ReadParameter) -> "BaseModules":
@@ -150,6 +180,7 @@ class BaseModules(Mapping[str, TargetModule]):
             attention=self.attention,
             tied=self.tied,
             parameters=self.parameters,
+            quantization=self.quantization,
         )
 
     def __getitem__(self, name: str) -> TargetModule:
@@ -168,6 +199,12 @@ class BaseModules(Mapping[str, TargetModule]):
         if name in self.types:
             return f"the base's {name} is a {self.types[name]}, not a linear layer or embedding"
         return f"the base has no module {name}"
+
+    def refuse_quantized(self, name: str, method: str) -> None:
+        """Raises AdapterInvalid where the weight is not the one that the trainer decomposed."""
+        if self.owners[name].quantized:
+            reason = f"{method} decomposes the base's weight, which must not be quantised for it"
+            raise AdapterInvalid(name, reason)
 
 
 def head_of(model: PreTrainedModel) -> str | None:
@@ -205,10 +242,34 @@ def _owners(
     owners = {}
     for name, module in modules.items():
         parameters = module.named_parameters(recurse=False)
-        shapes = {own: tuple(parameter.shape) for own, parameter in parameters}
+        shapes = {own: _shape(module, own, parameter) for own, parameter in parameters}
         if shapes:
-            owners[name] = ParameterOwner(type(module).__name__, shapes, refusals.get(name))
+            owners[name] = ParameterOwner(
+                type(module).__name__, shapes, refusals.get(name), isinstance(module, Quantized)
+            )
     return owners
+
+
+def _shape(module: nn.Module, name: str, parameter: Tensor) -> tuple[int, ...]:
+    """Of a parameter of the module; of a quantised one, before it was quantised."""
+    if name == "weight" and isinstance(module, Quantized):
+        return (module.out_features, module.in_features)
+    return tuple(parameter.shape)
+
+
+def _quantization(modules: Mapping[str, nn.Module]) -> str | None:
+    ways = (module.quantization for module in modules.values() if isinstance(module, Quantized))
+    return next(ways, None)
+
+
+def _count(modules: Mapping[str, nn.Module]) -> int:
+    """Values of all parameters, shared ones once."""
+    sizes = {
+        id(parameter): math.prod(_shape(module, own, parameter))
+        for module in modules.values()
+        for own, parameter in module.named_parameters(recurse=False)
+    }
+    return sum(sizes.values())
 
 
 def _embedding_refusal(module: nn.Embedding) -> str | None:
@@ -228,7 +289,10 @@ def _scale(module: nn.Embedding) -> float | None:
 
 def _reader(modules: Mapping[str, nn.Module]) -> ReadParameter:
     def read(module: str, name: str) -> Tensor:
-        value = getattr(modules[module], name, None)
+        owner = modules[module]
+        if name == "weight" and isinstance(owner, Quantized):
+            return owner.dequantized_weight()
+        value = getattr(owner, name, None)
         if not isinstance(value, Tensor) or value.is_meta or not value.is_floating_point():
             raise AdapterInvalid(
                 module, f"needs the base's {name}, which is not loaded in full here"

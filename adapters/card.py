@@ -1,6 +1,7 @@
 """What a person should know of a version that was lowered: its method, targets, size and doubts."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -23,6 +24,8 @@ CHECKS = (
     "modules: every targeted one present",
     "effect: at least one update is not zero",
 )
+
+_FOUR_BIT = re.compile(r"[-_.](?:bnb[-_])?(?:4bit|nf4|fp4)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,10 @@ def _trained(header: Header, base: BaseModules) -> int:
 def _warnings(
     config: Mapping[str, Json], plan: AdapterPlan, base: BaseModules, base_name: str
 ) -> list[str]:
-    warnings = []
+    warnings: list[str] = []
     trained_on = config.get("base_model_name_or_path")
-    if isinstance(trained_on, str) and trained_on and _last(trained_on) != _last(base_name):
-        warnings.append(
-            f"trained on {_last(trained_on)}, served on {_last(base_name)}; names and shapes agree"
-        )
+    if isinstance(trained_on, str) and trained_on:
+        warnings += _base_warnings(_last(trained_on), _last(base_name), base.quantization)
     pairs = plan.of_kind(LowRank)
     excessive = [
         name
@@ -129,6 +130,17 @@ def _delta_warnings(plan: AdapterPlan, dtype: torch.dtype) -> Iterator[str]:
         if ops:
             size = sum(t.numel() * op.stored_dtype(t, dtype).itemsize for op, t in stored)
             yield f"{words}: a matrix for each of {len(ops)} modules, {size} bytes on the device"
+
+
+def _base_warnings(trained_on: str, served_on: str, quantization: str | None) -> Iterator[str]:
+    plain, four_bit = _FOUR_BIT.subn("", trained_on)
+    if plain != _FOUR_BIT.sub("", served_on):
+        yield f"trained on {trained_on}, served on {served_on}; names and shapes agree"
+    if four_bit and quantization not in ("nf4", "fp4"):
+        yield (
+            f"trained on {trained_on}, a 4-bit base, but served on one that is "
+            f"{quantization or 'not quantised'}: --quantization nf4 computes as it was trained"
+        )
 
 
 def _last(name: str) -> str:

@@ -14,7 +14,7 @@ from weft.adapters.checkpoint import read_checkpoint
 from weft.adapters.methods import lower
 from weft.adapters.tensors import read_tensors
 from weft.kernels.low_rank import arena_dtype
-from weft.server.engine import hardware, weights
+from weft.server.engine import hardware, quantization, weights
 from weft.server.engine.attention import use_paged_attention
 from weft.server.engine.checks import check_config
 from weft.server.engine.kv_spec import KVSpec
@@ -31,12 +31,15 @@ def inspect_adapter(adapter: Path, base_folder: Path, base_name: str) -> Card:
     check_config(config)
     device = hardware.choose_device("auto")
     dtype = hardware.choose_dtype("auto", device, weights.count_parameters(config))
-    base = _base(
-        weights.skeleton(config),
-        lambda: weights.load_weights(
-            base_folder, config, dtype=dtype, device=torch.device("cpu"), progress=_ignore
-        ),
-    )
+
+    def load() -> PreTrainedModel:
+        cpu = torch.device("cpu")
+        return weights.load_weights(base_folder, config, dtype=dtype, device=cpu, progress=_ignore)
+
+    if quantization.stored_as(config) is None:
+        base = _base(weights.skeleton(config), load)
+    else:  # a skeleton would not say which layers are quantised
+        base = _with_refusals(load())
     plan = lower(checkpoint, read_tensors(checkpoint), base)
     return describe(checkpoint, plan, base, dtype=arena_dtype(device, dtype), base_name=base_name)
 

@@ -23,6 +23,7 @@ def base_change(init: Init, base: BaseModules, name: str, strength: Strength) ->
     if name in base.tied:
         raise AdapterInvalid(name, f"{init} on a head that is tied also changed the embedding")
     weight = module.weight().to("cpu", torch.float32)
+    base.refuse_quantized(name, init)
     if strength.rank > min(weight.shape):
         raise AdapterInvalid(name, f"{init} needs a rank of at most {min(weight.shape)}")
     if init == "pissa":

@@ -13,7 +13,7 @@ from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
 from weft.adapters.methods.names import NamedTensors
-from weft.adapters.operations import Operation, OutputShift, Override, RowOverride
+from weft.adapters.operations import Dense, Operation, OutputShift, Override, RowOverride
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.tensors import all_finite
 
@@ -68,6 +68,8 @@ class Draft:
             raise AdapterInvalid(f"{module}.{parameter}", refusal)
         if parameter == "bias" and self._is_linear(module):
             self.add(module, OutputShift(value.float() - own.float()))
+        elif parameter == "weight" and self.base.owners[module].quantized:
+            self.add(module, Dense(value.float() - own.float()))
         elif parameter == "weight" and self._has_rows(module):
             self._replace_rows(module, value, own)
         else:

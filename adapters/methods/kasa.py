@@ -42,5 +42,6 @@ def base_change(base: BaseModules, name: str, rank: int) -> LowRank:
     kept = min(module.in_features, module.out_features) - rank
     if kept <= 0:
         raise AdapterInvalid(name, f"KaSA of rank {rank} leaves nothing of the base's weight")
+    base.refuse_quantized(name, "KaSA")
     left, values, right = torch.linalg.svd(weight_of(module), full_matrices=False)
     return LowRank(right[kept:].contiguous(), -(left * values)[:, kept:].T.contiguous())

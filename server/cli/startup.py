@@ -44,6 +44,7 @@ class StartupView:
             {
                 "model": f"{model} ({info.parameters:,} parameters, context {info.max_model_len})",
                 "device": f"{info.device}, {info.dtype}",
+                "weights": _weights(info),
                 "KV cache": f"{info.pages - 1:,} pages of {info.page_size}: {tokens:,} tokens",
                 "adapter pool": f"{human_size(info.adapter_bytes)}, {info.slots} slots",
                 "adapters": ", ".join(adapters) or "none yet",
@@ -55,3 +56,8 @@ class StartupView:
         """Says that the server only finishes what it has begun."""
         self.stop()
         complain("finishing the requests under way; interrupt again to stop at once")
+
+
+def _weights(info: EngineInfo) -> str:
+    size = human_size(info.weight_bytes)
+    return size if info.quantization == "none" else f"{size}, {info.quantization}"

@@ -139,12 +139,17 @@ class Progress(Message, frozen=True):
 
 
 class EngineInfo(Message, frozen=True, kw_only=True):
-    """The engine is ready; what it serves and with what capacity."""
+    """The engine is ready; what it serves and with what capacity.
+
+    quantization: of the linear layers, or "none"   weight_bytes: of the weights as they are stored
+    """
 
     model_digest: str
     device: str
     dtype: str
+    quantization: str
     parameters: int
+    weight_bytes: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     max_model_len: int

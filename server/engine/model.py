@@ -16,7 +16,7 @@ from weft.adapters.arena import Arena
 from weft.adapters.base import BaseModules
 from weft.adapters.modules import adapt
 from weft.kernels.low_rank import arena_dtype
-from weft.server.engine import hardware, probe, weights
+from weft.server.engine import hardware, probe, quantization, weights
 from weft.server.engine.attention import AttentionStep, use_paged_attention
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.checks import ModelUnsupported, check_config, position_limit
@@ -27,6 +27,7 @@ from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
 from weft.server.engine.packed_linear import pack_linears
 from weft.server.engine.prefixes import PrefixCopies
+from weft.server.engine.quantization import Quantization
 from weft.server.engine.self_test import Reference, SelfTest, check_model
 from weft.server.engine.step_plan import StepPlan
 from weft.server.engine.weights import Progress
@@ -43,12 +44,15 @@ class ModelFacts:
     """What is served, as far as the model decides it.
 
     pages: of the KV cache, page 0 for padding included   adapter_bytes: of the adapters' arena
+    quantization: of the linear layers, or "none"   weight_bytes: of the weights as they are stored
     """
 
     digest: str
     device: torch.device
     dtype: torch.dtype
+    quantization: str
     parameters: int
+    weight_bytes: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     max_model_len: int
@@ -79,8 +83,6 @@ class ModelHost:
         `progress` hears of each stage. Raises ModelUnsupported, whose message says what to change.
         """
         torch.set_num_threads(config.threads or hardware.default_threads())
-        if config.quantization != "none":
-            raise ModelUnsupported(f"--quantization {config.quantization} is not supported")
         source = _Source.find(config)
         with _memory("the model's weights: choose a smaller --dtype or model"):
             model = source.load(config, progress)
@@ -107,6 +109,7 @@ class _Source:
     config: PreTrainedConfig
     device: torch.device
     dtype: torch.dtype
+    quantized: Quantization | None
 
     @classmethod
     def find(cls, wanted: EngineConfig) -> "_Source":
@@ -115,29 +118,43 @@ class _Source:
         config = weights.read_config(folder)
         check_config(config, wanted.max_model_len)
         device = hardware.choose_device(wanted.device)
-        parameters = weights.count_parameters(config)
-        dtype = hardware.choose_dtype(wanted.dtype, device, parameters)
-        needed, free = parameters * dtype.itemsize, hardware.free_memory(device)
+        dtype = hardware.choose_dtype(wanted.dtype, device, weights.count_parameters(config))
+        quantized = Quantization.choose(wanted.quantization, config, dtype)
+        needed = quantization.expected_bytes(weights.skeleton(config), dtype, quantized)
+        free = hardware.free_memory(device)
         if needed > free:
+            kind = dtype if quantized is None else quantized.name
             raise ModelUnsupported(
-                f"the weights need {needed / GIB:.1f} GiB as {dtype}, and {device} has "
-                f"{free / GIB:.1f} GiB free: choose a smaller --dtype or model"
+                f"the weights need {needed / GIB:.1f} GiB as {kind}, and {device} has "
+                f"{free / GIB:.1f} GiB free: choose a smaller --dtype or model, or --quantization"
             )
-        return cls(folder, config, device, dtype)
+        return cls(folder, config, device, dtype, quantized)
 
     def load(self, wanted: EngineConfig, progress: Progress) -> PreTrainedModel:
         if wanted.load_format == "dummy":
             return weights.random_weights(
-                self.config, dtype=self.dtype, device=self.device, seed=wanted.seed
+                self.config,
+                dtype=self.dtype,
+                device=self.device,
+                seed=wanted.seed,
+                quantized=self.quantized,
             )
         return weights.load_weights(
-            self.folder, self.config, dtype=self.dtype, device=self.device, progress=progress
+            self.folder,
+            self.config,
+            dtype=self.dtype,
+            device=self.device,
+            progress=progress,
+            quantized=self.quantized,
         )
 
     def digest(self, wanted: EngineConfig, progress: Progress) -> str:
         if wanted.load_format == "dummy":
-            return weights.digest_random(self.folder, wanted.seed)
-        return weights.digest_files(self.folder, Path(wanted.store) / _DIGEST_CACHE, progress)
+            digest = weights.digest_random(self.folder, wanted.seed)
+        else:
+            cache = Path(wanted.store) / _DIGEST_CACHE
+            digest = weights.digest_files(self.folder, cache, progress)
+        return digest if self.quantized is None else self.quantized.digest(digest)
 
 
 def _assemble(
@@ -158,6 +175,7 @@ def _assemble(
     progress("self-test", 0, 2)
     reference = Reference.of(model, test)
     progress("self-test", 1, 2)
+    weight_bytes = quantization.weight_bytes(model)
     pack_linears(model)
     base = BaseModules.of(model, spec.refused, spec.shapes)
     with _memory("the adapters: lower --adapter-memory"):
@@ -180,7 +198,9 @@ def _assemble(
         digest=source.digest(wanted, progress),
         device=source.device,
         dtype=source.dtype,
+        quantization=base.quantization or "none",
         parameters=base.parameters,
+        weight_bytes=weight_bytes,
         vocab_size=vocabulary,
         eos_token_ids=weights.end_tokens(source.folder, model),
         max_model_len=size.max_model_len,

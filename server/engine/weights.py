@@ -17,7 +17,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from weft.server.engine import quantization
 from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.quantization import Quantization
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, and how many of how many of its steps are done."""
@@ -49,8 +51,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
         raise ModelUnsupported(f"config.json: {str(error).splitlines()[0]}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelUnsupported("config.json: quantization_config: quantized bases are not served")
+    quantization.stored_as(config)
     return config
 
 
@@ -72,8 +73,13 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress,
+    quantized: Quantization | None = None,
 ) -> PreTrainedModel:
-    """The model with its safetensors weights, in eval mode; raises ModelUnsupported."""
+    """The model with its safetensors weights, in eval mode; raises ModelUnsupported.
+
+    quantized: how to, as `Quantization.choose` says; files that are quantised are so without it
+    """
+    quantized = quantized or Quantization.choose("none", config, dtype)
     if not any(folder.glob("*.safetensors")):
         raise ModelUnsupported(
             f"{folder.name} has no .safetensors weights (convert .bin files with transformers' "
@@ -87,21 +93,32 @@ def load_weights(
             attn_implementation="eager",
             use_safetensors=True,
             output_loading_info=True,
+            **_quantized_loading(quantized, device),
         )
     model, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelUnsupported(f"the weights lack {missing[0]}" + _more(missing))
-    return _ready(model, device)
+    if quantized is None:
+        return _ready(model, device)
+    return quantization.adopt(model)
 
 
 def random_weights(
-    config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device, seed: int
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    quantized: Quantization | None = None,
 ) -> PreTrainedModel:
     """The model with weights drawn by `seed`: for benchmarks, where only shapes matter."""
     with torch.random.fork_rng(), device:
         torch.manual_seed(seed)
-        return _ready(_from_config(config, dtype), device)
+        model = _ready(_from_config(config, dtype), device)
+    if quantized is not None and quantized.settings is not None:
+        quantization.quantize(model, quantized.settings, device)
+    return model
 
 
 def end_tokens(folder: Path, model: PreTrainedModel) -> tuple[int, ...]:
@@ -150,6 +167,14 @@ def _from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMode
         config, dtype=dtype, attn_implementation="eager"
     )
     return model
+
+
+def _quantized_loading(quantized: Quantization | None, device: torch.device) -> dict[str, Any]:
+    """How transformers is told to quantise; it must then place the model itself."""
+    if quantized is None:
+        return {}
+    own = {} if quantized.settings is None else {"quantization_config": quantized.settings}
+    return {"device_map": {"": device}, **own}
 
 
 def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -48,13 +48,20 @@ def test_an_unconverted_pissa_costs_twice_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "warnings"),
-    [("/home/someone/llama-tiny", 0), ("other/llama-tiny", 0), ("unsloth/llama-bnb-4bit", 1)],
+    [("/home/someone/llama-tiny", 0), ("other/llama-tiny", 0), ("a/llama-bnb-8bit", 1)],
 )
 def test_another_bases_name(name: str, warnings: int, tmp_path: Path) -> None:
     folder = save_lora(tmp_path, "llama", target_modules=["q_proj"])
     result = card(edit_config(folder, base_model_name_or_path=name))
     assert len(result.warnings) == warnings
     assert "/" not in "".join(result.warnings)
+
+
+@pytest.mark.parametrize("name", ["unsloth/llama-tiny-bnb-4bit", "other/llama-tiny-4bit"])
+def test_a_four_bit_base_that_is_served_in_full(name: str, tmp_path: Path) -> None:
+    folder = save_lora(tmp_path, "llama", target_modules=["q_proj"])
+    (warning,) = card(edit_config(folder, base_model_name_or_path=name)).warnings
+    assert "a 4-bit base, but served on one that is not quantised: --quantization nf4" in warning
 
 
 def test_a_rank_beyond_the_matrix(tmp_path: Path) -> None:

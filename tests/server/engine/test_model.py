@@ -89,7 +89,7 @@ def test_a_model_that_only_the_self_test_refuses(
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"quantization": "nf4"}, "--quantization nf4"),
+        ({"quantization": "int2"}, "--quantization int2 is not one of none, nf4, int8"),
         ({"device": "tpu"}, "--device tpu"),
         ({"dtype": "int3"}, "--dtype int3"),
         ({"max_model_len": 257}, "--max-model-len 257 is beyond"),
