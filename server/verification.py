@@ -21,6 +21,7 @@ from weft.adapters.tenancy import TenantContext
 from weft.server.engine import hardware, weights
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.engine import Engine
+from weft.server.engine.loads import CANARY_TOKENS
 from weft.server.engine.messages import (
     EngineConfig,
     Failed,
@@ -34,6 +35,7 @@ from weft.server.engine.model import ModelHost
 from weft.server.engine.step_plan import StepPlan
 
 Prompt = tuple[int, ...]
+_MULTITASK = ("MULTITASK_PROMPT_TUNING", "POLY")
 
 
 class PeftFailed(Exception):
@@ -90,21 +92,26 @@ def _run_peft(
         device=hardware.choose_device(device),
         progress=lambda stage, done, total: None,
     )
-    folder = str(read_checkpoint(adapter).weights.parent)
+    checkpoint = read_checkpoint(adapter)
+    folder = str(checkpoint.weights.parent)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             adapted = PeftModel.from_pretrained(model, folder).eval()
         except Exception as error:
             raise PeftFailed(str(error).splitlines()[0]) from error
-    return [_continue(adapted, prompt, max_tokens) for prompt in prompts]
+        more = {}
+        if checkpoint.config.get("peft_type") in _MULTITASK:
+            task = checkpoint.config.get("task_id") or 0
+            more["task_ids"] = torch.tensor([task], device=model.device)
+        return [_continue(adapted, prompt, max_tokens, more) for prompt in prompts]
 
 
-def _continue(model: PeftModel, prompt: Prompt, max_tokens: int) -> Tensor:
+def _continue(model: PeftModel, prompt: Prompt, max_tokens: int, more: dict[str, Tensor]) -> Tensor:
     tokens = torch.tensor(prompt, device=model.device)[None]
     rows: list[Tensor] = []
     for _ in range(max_tokens):
-        rows.append(model(input_ids=tokens, use_cache=False).logits[0, -1].float())
+        rows.append(model(input_ids=tokens, **more).logits[0, -1].float())
         tokens = torch.cat([tokens, rows[-1].argmax().view(1, 1)], dim=1)
     return torch.stack(rows).cpu()
 
@@ -115,13 +122,15 @@ def _run_weft(
     """The same from the engine, all prompts in one batch, each beside itself on the base alone."""
     with tempfile.TemporaryDirectory(prefix="weft-verify-") as store:
         digest = Store(Path(store)).put(adapter)
+        lead = read_checkpoint(adapter).config.get("num_virtual_tokens")
+        longest = max(max(map(len, prompts)) + max_tokens, CANARY_TOKENS + 1)
         config = EngineConfig(
             model=str(base),
             store=store,
             device=device,
             dtype="float32",
             max_num_seqs=2 * len(prompts),
-            max_model_len=max(map(len, prompts)) + max_tokens,
+            max_model_len=longest + (lead if type(lead) is int else 0),
         )
         host = _RecordingHost.of(ModelHost.load(config, lambda stage, done, total: None))
         engine = Engine(host, config)

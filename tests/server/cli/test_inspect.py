@@ -8,6 +8,7 @@ import pytest
 import torch
 from command_line import run_weft
 from peft_adapters import save_lora
+from peft_prompts import save_prompt
 from tiny_models import save_tiny
 
 from weft.server import verification
@@ -97,6 +98,16 @@ def test_verify_agrees_with_peft(capsys: Capture, pairs: dict[str, Pair]) -> Non
     assert all("5 of 5" in row for row in rows)
     assert float(verdict.split()[3].rstrip(";")) < 1e-4
     assert verdict.endswith("tokens agree")
+
+
+@pytest.mark.parametrize("method", ["MULTITASK_PROMPT_TUNING", "PREFIX_TUNING"])
+def test_verify_makes_room_for_what_stands_before_a_prompt(
+    method: str, capsys: Capture, pairs: dict[str, Pair], tmp_path: Path
+) -> None:
+    adapter = save_prompt(tmp_path, "llama", method, 40)
+    flags = ["--max-tokens", 5, "--prompt", "One", "--device", "cpu"]
+    ended = run_weft(capsys, "verify", adapter, "--base", pairs["llama"].model, *flags)
+    assert ended.code == 0, ended.out
 
 
 def test_verify_tells_a_difference(
