@@ -10,6 +10,7 @@ import torch
 
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
+from weft.adapters.delta import Deltas, WeightNorm, missing_warnings
 from weft.adapters.header import Header
 from weft.adapters.methods.base_copies import module_of
 from weft.adapters.methods.names import normal_name
@@ -39,6 +40,8 @@ class Card:
     share: trained values as a fraction of the base's   bytes: on the device
     warnings: what is no reason to refuse, but may surprise
     virtual_tokens: positions that stand before a prompt and count against the context
+    delta_norms: norms of the updates over those of the weights that they change, by layer; empty
+        where the weights are not at hand
     """
 
     method: str
@@ -53,6 +56,7 @@ class Card:
     checks: tuple[str, ...]
     warnings: tuple[str, ...]
     virtual_tokens: int
+    delta_norms: Mapping[str, float]
 
 
 def describe(
@@ -62,11 +66,13 @@ def describe(
     *,
     dtype: torch.dtype,
     base_name: str,
+    weight_norm: WeightNorm = lambda _: None,
 ) -> Card:
     """The card of a version that `lower` accepted.
 
     dtype: of the arena on the device   base_name: what the served base is called
     """
+    deltas = Deltas.of(plan, weight_norm)
     trained = _trained(checkpoint.header, base)
     alpha = checkpoint.config.get("lora_alpha")
     return Card(
@@ -83,8 +89,11 @@ def describe(
         warnings=(
             *_warnings(checkpoint.config, plan, base, base_name),
             *_delta_warnings(plan, dtype),
+            *deltas.warnings(),
+            *_missing(checkpoint.config, plan, base),
         ),
         virtual_tokens=plan.traits.lead,
+        delta_norms=deltas.by_layer(),
     )
 
 
@@ -122,6 +131,17 @@ def _warnings(
     return warnings
 
 
+def _base_warnings(trained_on: str, served_on: str, quantization: str | None) -> Iterator[str]:
+    plain, four_bit = _FOUR_BIT.subn("", trained_on)
+    if plain != _FOUR_BIT.sub("", served_on):
+        yield f"trained on {trained_on}, served on {served_on}; names and shapes agree"
+    if four_bit and quantization not in ("nf4", "fp4"):
+        yield (
+            f"trained on {trained_on}, a 4-bit base, but served on one that is "
+            f"{quantization or 'not quantised'}: --quantization nf4 computes as it was trained"
+        )
+
+
 def _delta_warnings(plan: AdapterPlan, dtype: torch.dtype) -> Iterator[str]:
     """What takes memory and time like a layer of the base."""
     for kind, words in ((Dense, "dense delta"), (Sparse, "sparse delta")):
@@ -132,15 +152,10 @@ def _delta_warnings(plan: AdapterPlan, dtype: torch.dtype) -> Iterator[str]:
             yield f"{words}: a matrix for each of {len(ops)} modules, {size} bytes on the device"
 
 
-def _base_warnings(trained_on: str, served_on: str, quantization: str | None) -> Iterator[str]:
-    plain, four_bit = _FOUR_BIT.subn("", trained_on)
-    if plain != _FOUR_BIT.sub("", served_on):
-        yield f"trained on {trained_on}, served on {served_on}; names and shapes agree"
-    if four_bit and quantization not in ("nf4", "fp4"):
-        yield (
-            f"trained on {trained_on}, a 4-bit base, but served on one that is "
-            f"{quantization or 'not quantised'}: --quantization nf4 computes as it was trained"
-        )
+def _missing(config: Mapping[str, Json], plan: AdapterPlan, base: BaseModules) -> Iterator[str]:
+    """Modules without an update, unless the configuration asks for some layers only."""
+    if config.get("layers_to_transform") is None:
+        yield from missing_warnings(plan, base)
 
 
 def _last(name: str) -> str:

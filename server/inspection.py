@@ -1,6 +1,7 @@
 """An adapter's card without serving it: the same reading and lowering, on a base of shapes only."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from weft.server.engine import hardware, quantization, weights
 from weft.server.engine.attention import use_paged_attention
 from weft.server.engine.checks import check_config
 from weft.server.engine.kv_spec import KVSpec
+from weft.server.engine.weight_files import weight_norms_in
+from weft.server.vocabulary import vocabulary_warning
 
 
 def inspect_adapter(adapter: Path, base_folder: Path, base_name: str) -> Card:
@@ -41,7 +44,16 @@ def inspect_adapter(adapter: Path, base_folder: Path, base_name: str) -> Card:
     else:  # a skeleton would not say which layers are quantised
         base = _with_refusals(load())
     plan = lower(checkpoint, read_tensors(checkpoint), base)
-    return describe(checkpoint, plan, base, dtype=arena_dtype(device, dtype), base_name=base_name)
+    card = describe(
+        checkpoint,
+        plan,
+        base,
+        dtype=arena_dtype(device, dtype),
+        base_name=base_name,
+        weight_norm=weight_norms_in(base_folder, base),
+    )
+    vocabulary = vocabulary_warning(checkpoint.weights.parent, base_folder)
+    return card if vocabulary is None else replace(card, warnings=(*card.warnings, vocabulary))
 
 
 def _base(skeleton: PreTrainedModel, load: Callable[[], PreTrainedModel]) -> BaseModules:

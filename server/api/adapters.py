@@ -94,7 +94,7 @@ async def list_adapters(
 
 @router.get("/{name}")
 async def show_adapter(request: Request, name: str) -> Response:
-    """An adapter with all its versions."""
+    """An adapter with all its versions, and what its load found."""
     services, tenant = services_of(request), request.state.tenant
     try:
         return _shown(services, tenant, name)
@@ -194,7 +194,8 @@ def _shown(services: Services, tenant: TenantContext, name: str, **more: Any) ->
         }
         for version in services.registry.versions(tenant, name)
     ]
-    answer = json_response(describe(services, tenant, adapter) | {"versions": versions, **more})
+    told = {"versions": versions, "report": orjson.loads(adapter.report), **more}
+    answer = json_response(describe(services, tenant, adapter) | told)
     answer.headers["ETag"] = f'"{adapter.digest}"'
     return answer
 

@@ -135,15 +135,18 @@ def _print(fields: Mapping[str, Any]) -> None:
 
 def _cell(name: str, value: Any) -> str:
     """A value of the server's answer as a person reads it."""
+    if value in (None, [], {}):
+        return "-"
     match value:
-        case None | [] | {}:
-            return "-"
         case int() if name.endswith("bytes"):
             return human_size(value)
         case int() if name in {"created", "last_used"}:
             return datetime.fromtimestamp(value, UTC).isoformat(sep=" ")
+        case float():
+            return f"{value:.4g}"
         case list():
             return "\n".join(_cell(name, item) for item in value)
         case dict():
-            return "\n".join(f"{key}: {_cell(key, item)}" for key, item in value.items())
+            cells = (f"{key}: {_cell(key, item)}" for key, item in value.items())
+            return "\n".join(cell.replace("\n", "\n  ") for cell in cells)
     return str(value)

@@ -1,5 +1,6 @@
 """`weft inspect`: an adapter's card, or why it would be refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,17 @@ def inspect(adapter: Adapter, base: Base) -> None:
             "alpha": "-" if card.alpha is None else f"{card.alpha:g}",
             "trained values": f"{card.trained:,} ({card.share:.2%} of the base)",
             "on the device": human_size(card.bytes),
+            "update / weights": _shares(card.delta_norms),
             "checks": "\n".join(card.checks),
             "warnings": "\n".join(card.warnings) or "none",
         }
     )
+
+
+def _shares(norms: Mapping[str, float]) -> str:
+    """How large updates are beside the weights, in few words for many layers."""
+    if not norms:
+        return "not known"
+    largest = max(norms, key=lambda layer: norms[layer])
+    mean = sum(norms.values()) / len(norms)
+    return f"{mean:.2%} on average, {norms[largest]:.2%} at most ({largest})"

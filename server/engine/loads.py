@@ -120,4 +120,5 @@ def _report(load: _Load, card: Card) -> LoadReport:
         checks=(*card.checks, "canary: finite logits that differ from the base's"),
         warnings=card.warnings,
         virtual_tokens=card.virtual_tokens,
+        delta_norms=dict(card.delta_norms),
     )

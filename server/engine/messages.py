@@ -183,6 +183,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     rank: the largest after lowering   share: trained values over the base's   bytes: on the device
     virtual_tokens: positions that stand before a prompt and count against the context
     canary_difference: largest absolute difference from the base's logits on a fixed prompt
+    delta_norms: norms of the updates over those of the weights that they change, by layer
     """
 
     digest: str
@@ -199,6 +200,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     checks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     virtual_tokens: int = 0
+    delta_norms: dict[str, float] = {}
 
 
 class Loaded(Message, frozen=True):

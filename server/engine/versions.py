@@ -7,6 +7,7 @@ import torch
 
 from weft.adapters.base import BaseModules
 from weft.adapters.card import Card, describe
+from weft.adapters.delta import weight_norms
 from weft.adapters.methods import lower
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.store import Store
@@ -24,6 +25,7 @@ class Versions:
         self._base = base
         self._base_name = base_name
         self._dtype = dtype
+        self._weight_norm = weight_norms(base)
         self._cards: dict[str, Card] = {}
 
     def load(self, digest: str) -> AdapterPlan:
@@ -31,7 +33,12 @@ class Versions:
         checkpoint = self._store.read(digest)
         plan = lower(checkpoint, read_tensors(checkpoint), self._base)
         self._cards[digest] = describe(
-            checkpoint, plan, self._base, dtype=self._dtype, base_name=self._base_name
+            checkpoint,
+            plan,
+            self._base,
+            dtype=self._dtype,
+            base_name=self._base_name,
+            weight_norm=self._weight_norm,
         )
         return plan
 

@@ -202,7 +202,10 @@ def test_verdicts_of_a_real_engine(capsys: Capture, tmp_path: Path) -> None:
         flags = ("--json", tmp_path / "out.json")
         ended = evaluate(capsys, url, data, ",".join(adapters), *flags)
         again = evaluate(capsys, url, data, "base", "--json", tmp_path / "again.json")
+        shown = run_weft(capsys, "adapters", "show", "noise", "--url", url).out
     assert (ended.code, again.code) == (1, 0)
+    assert "model.layers.1: " in shown
+    assert "times as large as its weights" in shown
     result, repeated = (
         json.loads((tmp_path / name).read_text()) for name in ("out.json", "again.json")
     )

@@ -1,5 +1,7 @@
 """`weft inspect` and `weft verify` on tiny models."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +11,14 @@ import torch
 from command_line import run_weft
 from peft_adapters import save_lora
 from peft_prompts import save_prompt
-from tiny_models import save_tiny
+from safetensors.torch import load_file, save_file
+from tiny_models import save_tiny, tiny_model
 
+from weft.adapters.base import BaseModules
+from weft.adapters.checkpoint import read_checkpoint
+from weft.adapters.delta import Deltas, weight_norms
+from weft.adapters.methods import lower
+from weft.adapters.tensors import read_tensors
 from weft.server import verification
 from weft.server.inspection import inspect_adapter
 from weft.server.verification import Compared
@@ -48,6 +56,42 @@ def test_the_card_of_an_adapter(capsys: Capture, pairs: dict[str, Pair], arch: s
     assert shown["targets"] == ", ".join(sorted(TARGETS[arch]))
     assert shown["modules"] == str(2 * len(TARGETS[arch]))
     assert shown["rank"] == "4"
+    assert " on average, " in ended.out
+    assert shown["warnings"] == "none"
+
+
+@pytest.mark.parametrize("arch", TARGETS)
+def test_updates_are_measured_against_the_weights_in_the_files(
+    pairs: dict[str, Pair], arch: str
+) -> None:
+    model, adapter = pairs[arch]
+    found = inspect_adapter(adapter, model, arch).delta_norms
+    base = BaseModules.of(tiny_model(arch))
+    checkpoint = read_checkpoint(adapter)
+    plan = lower(checkpoint, read_tensors(checkpoint), base)
+    assert len(found) == 2
+    assert found == pytest.approx(Deltas.of(plan, weight_norms(base)).by_layer(), rel=0.02)
+
+
+def test_files_without_the_models_own_prefix(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """As gpt2's checkpoint on the hub has it."""
+    model, adapter = pairs["gpt2"]
+    tensors = load_file(model / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    found = inspect_adapter(adapter, tmp_path, "gpt2").delta_norms
+    assert found == inspect_adapter(adapter, model, "gpt2").delta_norms
+
+
+def test_a_tokenizer_of_its_own_is_warned_of(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    model, adapter = pairs["llama"]
+    own = shutil.copytree(adapter, tmp_path / "own")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({"content": "<tool>", "id": 512})
+    (own / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (warning,) = inspect_adapter(own, model, "llama").warnings
+    assert "'<tool>'" in warning
 
 
 def test_weights_are_read_only_when_an_adapter_needs_them(
