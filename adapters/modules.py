@@ -86,18 +86,24 @@ class Adapted(nn.Module):
     def adapted(self, x: Tensor, rows: Tensor, segments: Segments) -> Tensor:
         """The base's output of `x`, changed by the operations of the segments' slots."""
         slots = segments.slots
-        inputs = [(verb, table) for verb, table in self.tables.inputs if table.any_in(slots)]
-        if inputs:
-            rows = rows.clone()
+        if self.tables.inputs:
+            rows = self._changed(rows, segments)
             x = rows.view(x.shape)
-        for verb, table in inputs:
-            verb(rows, table, segments)
         y: Tensor = self.base(x)
         results = y.view(-1, y.shape[-1])
         for change, table in self.tables.outputs:
             if table.any_in(slots):
                 change(results, rows, table, segments)
         return y
+
+    def _changed(self, rows: Tensor, segments: Segments) -> Tensor:
+        """The inputs with some rows changed, in a copy if any are: others see them too."""
+        changes = [(v, t) for v, t in self.tables.inputs if t.any_in(segments.slots)]
+        if changes:
+            rows = rows.clone()
+        for change, table in changes:
+            change(rows, table, segments)
+        return rows
 
 
 class AdaptedLinear(Adapted):
