@@ -6,7 +6,7 @@ from typing import Any
 
 Json = Mapping[str, Any]
 _SHARES = {"exact_match": "exact match", "regex": "regex", "json": "JSON"}
-_FORGETS = {True: "forgets", False: "keeps", None: "-"}
+_FORGETS = {True: "forgets", False: "none seen", None: "-"}
 
 
 @dataclass(frozen=True)

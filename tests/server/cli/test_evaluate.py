@@ -118,7 +118,7 @@ async def test_tables_and_files(api: Api, capsys: Capture, tmp_path: Path) -> No
     assert "+1.000 [+1.000, +1.000]" in rows[2]
     assert "0% [0%, 0%]" in rows[2]
     assert "100% [100%, 100%]" in rows[0]
-    assert [row.split()[-1] for row in general.splitlines()[2:]] == ["-", "keeps", "forgets"]
+    assert [row.split()[-1] for row in general.splitlines()[2:]] == ["-", "seen", "forgets"]
     written = json.loads(files["json"].read_text())
     assert [model["verdict"] for model in written["models"]] == [None, "helps", "harms"]
     told = files["markdown"].read_text()
@@ -201,7 +201,8 @@ def test_verdicts_of_a_real_engine(capsys: Capture, tmp_path: Path) -> None:
     with real_server(model, tmp_path / "state", adapters) as url:
         flags = ("--json", tmp_path / "out.json")
         ended = evaluate(capsys, url, data, ",".join(adapters), *flags)
-        again = evaluate(capsys, url, data, "base", "--json", tmp_path / "again.json")
+        flags = ("--json", tmp_path / "again.json", "--plot", tmp_path / "empty.png")
+        again = evaluate(capsys, url, data, "base", *flags)
         shown = run_weft(capsys, "adapters", "show", "noise", "--url", url).out
     assert (ended.code, again.code) == (1, 0)
     assert "model.layers.1: " in shown
