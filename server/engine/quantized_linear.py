@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 _FUSED_OUTPUTS = 32
 _FEW_ROWS = 8
+_BLOCK = 1 << 20  # values
 
 
 class Linear4bit(bnb.nn.Linear4bit):
@@ -95,13 +96,28 @@ class Linear8bit(bnb.nn.Linear8bitLt):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]; returns [..., out_features]."""
-        weight, scale = self.weight.data, self._scale.to(x.dtype)
-        rows = x.numel() // self.in_features
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and rows <= _FEW_ROWS:
-            flat = x.reshape(rows, self.in_features)
-            y: Tensor = torch._weight_int8pack_mm(flat, weight, scale).view(*x.shape[:-1], -1)
-            return y if self.bias is None else y + self.bias
-        return F.linear(x, weight * scale[:, None], self.bias)
+        rows = x.reshape(-1, self.in_features)
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(rows) <= _FEW_ROWS:
+            y: Tensor = torch._weight_int8pack_mm(rows, self.weight.data, self._scale.to(x.dtype))
+        else:
+            y = self._blockwise(rows)
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _blockwise(self, x: Tensor) -> Tensor:
+        """`x (scale ∘ W)ᵀ`; on a CPU the widened weight is never larger than a cache."""
+        widened = _BLOCK // self.in_features if x.device.type == "cpu" else self.out_features
+        step = max(1, widened)
+        scale_weight = x.dtype == torch.float16  # sums of unscaled weights can exceed float16
+        y = x.new_empty(len(x), self.out_features)
+        for start in range(0, self.out_features, step):
+            part = slice(start, start + step)
+            weight = self.weight.data[part].to(x.dtype)
+            if scale_weight:
+                weight *= self._scale[part, None]
+            y[:, part] = F.linear(x, weight)
+        return y if scale_weight else y.mul_(self._scale)
 
 
 def adopt(model: nn.Module) -> None:
