@@ -14,7 +14,7 @@ from weft.adapters.delta import Deltas, WeightNorm, missing_warnings
 from weft.adapters.header import Header
 from weft.adapters.methods.base_copies import module_of
 from weft.adapters.methods.names import normal_name
-from weft.adapters.operations import Dense, LowRank, Sparse
+from weft.adapters.operations import Dense, LowRank, Override, RowOverride, Sparse
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.strict_json import Json
 
@@ -73,7 +73,7 @@ def describe(
     dtype: of the arena on the device   base_name: what the served base is called
     """
     deltas = Deltas.of(plan, weight_norm)
-    trained = _trained(checkpoint.header, base)
+    trained = _trained(checkpoint.header, plan, base)
     alpha = checkpoint.config.get("lora_alpha")
     return Card(
         method=plan.method,
@@ -97,12 +97,17 @@ def describe(
     )
 
 
-def _trained(header: Header, base: BaseModules) -> int:
-    return sum(
-        math.prod(spec.shape)
-        for spec in header.tensors.values()
-        if module_of(normal_name(spec.name), base) is None
-    )
+def _trained(header: Header, plan: AdapterPlan, base: BaseModules) -> int:
+    """Values in the file; of a whole embedding or head, those that replace the base's."""
+    whole, rows = plan.of_kind(Override), plan.of_kind(RowOverride)
+    count = 0
+    for spec in header.tensors.values():
+        module = module_of(normal_name(spec.name), base)
+        if module is None or module in whole:
+            count += math.prod(spec.shape)
+        elif module in rows:
+            count += rows[module].rows.numel()
+    return count
 
 
 def _warnings(

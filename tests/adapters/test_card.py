@@ -39,6 +39,15 @@ def test_a_lora(tmp_path: Path) -> None:
     assert result.warnings == ()
 
 
+def test_a_saved_head_counts_as_trained_and_a_copy_of_the_base_does_not(tmp_path: Path) -> None:
+    targets: dict[str, Any] = {"target_modules": ["q_proj"], "r": 3}
+    plain = card(save_lora(tmp_path / "plain", "llama", **targets))
+    saved = card(save_lora(tmp_path / "saved", "llama", **targets, modules_to_save=["lm_head"]))
+    assert saved.trained == plain.trained + 512 * 64
+    assert saved.targets == ("lm_head", "q_proj")
+    assert saved.rank == 3
+
+
 def test_an_unconverted_pissa_costs_twice_its_file(tmp_path: Path) -> None:
     config: dict[str, Any] = {"target_modules": ["q_proj"], "init_lora_weights": "pissa"}
     result = card(save_lora(tmp_path, "llama", r=4, **config), dtype=torch.float32)
