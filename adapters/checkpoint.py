@@ -1,4 +1,4 @@
-"""The two files of an adapter: found, read and named by their digest. Knows no method, no torch."""
+"""The files of an adapter: found, read and named by their digest. Knows no method, no torch."""
 
 import hashlib
 import json
@@ -19,19 +19,36 @@ from weft.adapters.header import (
 from weft.adapters.strict_json import Json, parse_object
 
 CONFIG_NAME = "adapter_config.json"
+ADAPTERHUB_WEIGHTS_NAME = "adapter.safetensors"
+HEAD_NAME = "model_head.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_CONFIG_DEPTH = 16
 
-_PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "adapter_model.pkl")
+_PICKLES = (
+    "adapter_model.bin",
+    "adapter_model.pt",
+    "adapter_model.pth",
+    "adapter_model.pkl",
+    "pytorch_adapter.bin",
+)
+_HEAD_PICKLE = "pytorch_model_head.bin"
 _CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """The model's head as AdapterHub saves it with an adapter, a safetensors file."""
+
+    header: Header
+    weights: Path
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A version as its files say, not yet lowered.
 
-    weights: the safetensors file; nbytes: its size
-    digest: see `start_digest`
+    weights: the safetensors file   digest: see `start_digest`
+    nbytes: size of the safetensors files   head: see HeadFile; only of AdapterHub's adapters
     """
 
     config: Mapping[str, Json]
@@ -39,6 +56,7 @@ class Checkpoint:
     weights: Path
     digest: str
     nbytes: int
+    head: HeadFile | None = None
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -49,7 +67,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         folder = adapter_folder(folder)
         config = _read_config(folder / CONFIG_NAME)
-        return _read_weights(folder / WEIGHTS_NAME, config)
+        return _read_files(folder, config)
     except OSError as error:
         raise AdapterInvalid(
             "adapter folder", f"cannot be read: {error.strerror or type(error).__name__}"
@@ -64,10 +82,11 @@ def parse_config(data: bytes) -> dict[str, Json]:
 
 
 def start_digest(config: Mapping[str, Json]) -> "hashlib._Hash":
-    """The SHA-256 of a version, to be updated with all bytes of its weights file, in order.
+    """The SHA-256 of a version, to be updated with all bytes of its safetensors files, in order.
 
     A digest is SHA-256 over: the length of the canonical configuration as 8 bytes, little-endian;
-    the canonical configuration (JSON in ASCII, keys sorted, no spaces); the weights file.
+    the canonical configuration (JSON in ASCII, keys sorted, no spaces); the weights file; the
+    head's file, if there is one. What else is in a folder changes nothing.
     """
     canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     return hashlib.sha256(len(canonical).to_bytes(8, "little") + canonical)
@@ -95,21 +114,50 @@ def _read_config(path: Path) -> dict[str, Json]:
         return parse_config(file.read(MAX_CONFIG_BYTES + 1))
 
 
-def _read_weights(path: Path, config: dict[str, Json]) -> Checkpoint:
-    if not path.is_file():
-        pickle = next((name for name in _PICKLES if (path.parent / name).is_file()), None)
-        if pickle is None:
-            raise AdapterInvalid(WEIGHTS_NAME, "is missing")
-        command = CONVERT_COMMAND.replace(_PICKLES[0], pickle)
-        raise AdapterInvalid(pickle, f"pickle files are not read; convert it with: {command}")
+def _read_files(folder: Path, config: dict[str, Json]) -> Checkpoint:
+    adapterhub = _is_adapterhub(config)
+    weights = _weights_in(folder, adapterhub=adapterhub)
+    digest = start_digest(config)
+    header, nbytes = _read_header(weights, digest)
+    head = None
+    if adapterhub and (folder / HEAD_NAME).is_file():
+        of_head, more = _read_header(folder / HEAD_NAME, digest)
+        head, nbytes = HeadFile(of_head, folder / HEAD_NAME), nbytes + more
+    elif adapterhub:
+        _refuse_pickle(folder / _HEAD_PICKLE, HEAD_NAME)
+    return Checkpoint(config, header, weights, digest.hexdigest(), nbytes, head)
+
+
+def _is_adapterhub(config: Mapping[str, Json]) -> bool:
+    return "peft_type" not in config and "config" in config
+
+
+def _weights_in(folder: Path, *, adapterhub: bool) -> Path:
+    names = (WEIGHTS_NAME, ADAPTERHUB_WEIGHTS_NAME) if adapterhub else (WEIGHTS_NAME,)
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if found:
+        return found[0]
+    for pickle in _PICKLES:
+        _refuse_pickle(folder / pickle, names[-1])
+    raise AdapterInvalid(names[-1], "is missing")
+
+
+def _refuse_pickle(path: Path, converted: str) -> None:
+    """Raises AdapterInvalid where there is such a file, saying how to make the one to read."""
+    if path.is_file():
+        command = CONVERT_COMMAND.replace(_PICKLES[0], path.name).replace(WEIGHTS_NAME, converted)
+        raise AdapterInvalid(path.name, f"pickle files are not read; convert it with: {command}")
+
+
+def _read_header(path: Path, digest: "hashlib._Hash") -> tuple[Header, int]:
+    """A safetensors file's header and size; all of its bytes go into the digest."""
     with path.open("rb") as file:
         nbytes = os.fstat(file.fileno()).st_size
         head = file.read(8 + MAX_HEADER_BYTES)
         header = parse_header(head, nbytes)
-        digest = start_digest(config)
         digest.update(head)
         _update(digest, file)
-    return Checkpoint(config, header, path, digest.hexdigest(), nbytes)
+    return header, nbytes
 
 
 def _update(digest: "hashlib._Hash", file: BinaryIO) -> None:

@@ -5,7 +5,7 @@ Knows no versions; the arena says which slot holds what, the wrapped module comp
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class ModuleTables:
 
     arena: 1-D, holds the operations' tensors   slots: how many there are
     stages: what the module can take, if its type does not tell
-    in_use: called with whether any slot has an operation, each time that changes
+    in_use: called with the kinds of operations that slots have, each time that may change
 
     low_rank: the low-rank pairs, or None where the module cannot take any
     inputs, outputs: the tables in use with their verbs, in the order of the stages
@@ -36,7 +36,7 @@ class ModuleTables:
         arena: Tensor,
         slots: int,
         stages: Stages | None = None,
-        in_use: Callable[[bool], None] = lambda used: None,
+        in_use: Callable[[Collection[type[Operation]]], None] = lambda kinds: None,
     ) -> None:
         self._module = module
         self._stages = stages or stages_of(module)
@@ -55,6 +55,10 @@ class ModuleTables:
     def any_in(self, slots: Iterable[int]) -> bool:
         """Whether any of `slots` has an operation here."""
         return not self._kinds.keys().isdisjoint(slots)
+
+    def only_add(self, slots: Iterable[int]) -> bool:
+        """Whether what these slots do here are additions."""
+        return all(kind.adds for slot in slots for kind in self._kinds.get(slot, ()))
 
     def set(self, slot: int, ops: Sequence[Operation]) -> None:
         """Lets `slot` compute with operations whose tensors are views of the arena."""
@@ -87,7 +91,7 @@ class ModuleTables:
         elif isinstance(op, Override):
             self.table(Override).set(slot, twin(self._module, op.parameters))
         else:
-            self.table(type(op)).set(slot, op.tensors)
+            self.table(type(op)).set(slot, op.entry)
 
     def _any_table(self, kind: type[Operation]) -> Table:
         if kind is LowRank and self.low_rank is not None:
@@ -98,7 +102,7 @@ class ModuleTables:
         stages, users = self._stages, self._users
         self.inputs = tuple((v, self._any_table(k)) for k, v in stages.inputs.items() if users[k])
         self.outputs = tuple((v, self._any_table(k)) for k, v in stages.outputs.items() if users[k])
-        self._in_use(bool(self._kinds))
+        self._in_use([kind for kind, count in users.items() if count])
 
 
 def twin(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:

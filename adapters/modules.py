@@ -3,17 +3,19 @@
 Knows no files and no requests; which rows belong to which slot is told by the step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from weft.adapters.base import BaseModules
 from weft.adapters.module_tables import ModuleTables
-from weft.adapters.operations import Override, VirtualTokens
-from weft.adapters.stages import ATTENTION
+from weft.adapters.operations import Bottleneck, Operation, Override, VirtualTokens
+from weft.adapters.stages import ATTENTION, sublayer_stages
+from weft.adapters.sublayers import Residual, sublayers_of
 from weft.kernels.segments import Segments
 
 _NONE = Segments((), 0)
@@ -21,11 +23,24 @@ _NONE = Segments((), 0)
 
 @dataclass(frozen=True, slots=True)
 class VirtualRows:
-    """These `rows` of a step are virtual tokens of the version in `slot`, its number `first` on."""
+    """These `rows` of a step are virtual tokens, from number `first` on, of one of these slots."""
 
-    slot: int
+    slots: tuple[int, ...]
     rows: slice
     first: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One more adapter for some rows of a step, whose additions are weighted.
+
+    segments, weights: among all rows, float32 [rows]   kept, kept_weights: among the kept rows
+    """
+
+    segments: Segments
+    weights: Tensor
+    kept: Segments
+    kept_weights: Tensor
 
 
 @dataclass
@@ -35,11 +50,13 @@ class StepState:
     segments: adapter rows among all rows of the step
     kept: adapter rows among the rows whose logits are wanted, which are all that the head sees
     virtual: the rows of virtual tokens
+    layers: what is added to rows for which more than one adapter is used, or not just as it is
     """
 
     segments: Segments = _NONE
     kept: Segments = _NONE
     virtual: tuple[VirtualRows, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
 
 class Adapted(nn.Module):
@@ -69,15 +86,42 @@ class Adapted(nn.Module):
         """The adapter rows among the rows that this module sees."""
         return self.state.segments
 
+    def layers(self) -> Iterator[tuple[Segments, Tensor]]:
+        """The adapter rows of each layer, among the same rows, and their weights."""
+        return ((layer.segments, layer.weights) for layer in self.state.layers)
+
     def forward(self, x: Tensor) -> Tensor:
         """x: the step's rows in order, as the base module takes them."""
         segments = self.segments()
-        if not self.tables.any_in(segments.slots):
-            y: Tensor = self.base(x)
-            return y
-        rows = self.rows(x)
-        _check(len(rows), segments)
-        return self.adapted(x, rows, segments)
+        y: Tensor
+        if self.tables.any_in(segments.slots):
+            rows = self.rows(x)
+            _check(len(rows), segments)
+            y = self.adapted(x, rows, segments)
+        else:
+            y = self.base(x)
+        if self.state.layers:
+            self.add_layers(y.view(-1, y.shape[-1]), self.rows(x))
+        return y
+
+    def add_layers(self, y: Tensor, x: Tensor) -> None:
+        """Adds to y what the layers' slots add, times their weights; x, y: a row of the step each.
+
+        Raises RuntimeError for a slot that does more than add.
+        """
+        for segments, weights in self.layers():
+            if not self.tables.any_in(segments.slots):
+                continue
+            _check(len(x), segments)
+            if not self.tables.only_add(segments.slots):
+                raise RuntimeError("a version that does more than add was given a weight")
+            added = torch.zeros_like(y)
+            for change, table in self.tables.outputs:
+                if table.any_in(segments.slots):
+                    change(added, x, table, segments)
+            for segment in segments:
+                rows = slice(segment.start, segment.stop)
+                y[rows].addcmul_(added[rows], weights[rows, None].to(y.dtype))
 
     def rows(self, x: Tensor) -> Tensor:
         """`x` with one row of the step in each row."""
@@ -117,6 +161,10 @@ class AdaptedHead(AdaptedLinear):
         """The adapter rows among the kept rows."""
         return self.state.kept
 
+    def layers(self) -> Iterator[tuple[Segments, Tensor]]:
+        """The adapter rows of each layer among the kept rows, and their weights."""
+        return ((layer.kept, layer.kept_weights) for layer in self.state.layers)
+
 
 class AdaptedEmbedding(Adapted):
     """An embedding; x: int64 [...], returns [..., width], virtual tokens as they are brought."""
@@ -125,11 +173,12 @@ class AdaptedEmbedding(Adapted):
         """x: the step's token ids; any id stands for a virtual token."""
         y = super().forward(x)
         for virtual in self.state.virtual:
-            entry = self.tables.table(VirtualTokens).get(virtual.slot)
-            if entry is not None:
-                (embeddings,) = entry
-                rows = y.view(-1, y.shape[-1])[virtual.rows]
-                rows.copy_(embeddings[virtual.first : virtual.first + len(rows)])
+            for slot in virtual.slots:
+                entry = self.tables.table(VirtualTokens).get(slot)
+                if entry is not None:
+                    (embeddings,) = entry
+                    rows = y.view(-1, y.shape[-1])[virtual.rows]
+                    rows.copy_(embeddings[virtual.first : virtual.first + len(rows)])
         return y
 
     def rows(self, x: Tensor) -> Tensor:
@@ -183,8 +232,8 @@ class Overridable:
                 whole.copy_(part)
         return result
 
-    def _attach(self, used: bool) -> None:
-        if used:
+    def _attach(self, kinds: Collection[type[Operation]]) -> None:
+        if kinds:
             self._base.__dict__["forward"] = self.forward
         else:
             self._base.__dict__.pop("forward", None)
@@ -211,10 +260,16 @@ def adapt(
     """
     state = StepState()
     tables: dict[str, ModuleTables] = {}
+    norms = {
+        sublayer.output: model.get_submodule(sublayer.norm) for sublayer in sublayers_of(base.types)
+    }
     for name, target in base.items():
         if target.refusal is None:
             module = model.get_submodule(name)
-            tables[name] = ModuleTables(module, arena, slots)
+            if name in norms:
+                tables[name] = _sublayer_tables(module, norms[name], state, arena, slots)
+            else:
+                tables[name] = ModuleTables(module, arena, slots)
             wrapper = _wrapper(module, is_head=name == base.head)
             model.set_submodule(name, wrapper(module, tables[name], state))
     for name, layout in layouts.items():
@@ -224,6 +279,17 @@ def adapt(
         module = model.get_submodule(name)
         tables[name] = ModuleTables(module, arena, slots, stages=ATTENTION)
     return AdaptedModules(tables, state)
+
+
+def _sublayer_tables(
+    module: nn.Module, norm: nn.Module, state: StepState, arena: Tensor, slots: int
+) -> ModuleTables:
+    """Of the module that ends the sublayer which begins with `norm`."""
+    residual = Residual(norm, lambda: networks.any_in(state.segments.slots))
+    stages = sublayer_stages(module, residual)
+    tables = ModuleTables(module, arena, slots, stages=stages, in_use=residual.watch)
+    networks = tables.table(Bottleneck)
+    return tables
 
 
 def _wrapper(module: nn.Module, *, is_head: bool) -> type[Adapted]:

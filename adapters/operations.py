@@ -7,6 +7,7 @@ In one module they are computed in this order, over the rows of the adapter that
     y = RowOverride(y), OutputScale(y), OutputShift(y)
     y += LowRank(x), Dense(x), Sparse(x), Kronecker(x)
     y = PairRotation(y)
+    y += Bottleneck(y, residual stream)         only where a sublayer ends
 
 What stands before a prompt is an operation too, of which a version has at most one kind:
 VirtualTokens of the embedding, or an AttentionPrefix of every attention layer.
@@ -24,22 +25,32 @@ from typing import ClassVar, Self, TypeGuard
 import torch
 from torch import Tensor
 
+from weft.kernels.bottleneck import Network, Tap
+
 _NO_EFFECT = 1e-6
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Base of all kinds: a frozen dataclass whose fields are tensors, or tensors by name.
+    """Base of all kinds: a frozen dataclass whose fields are tensors, or tensors by name, or words.
 
     keeps_dtype: whether its tensors are computed with by the base's own module, in its dtype
+    adds: whether it adds to a module's output what depends on the module's input alone, or stands
+        before the prompt; so that it goes with operations of other versions
     """
 
     keeps_dtype: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, in the order of the fields."""
         return tuple(tensor for value in self._values() for tensor in _tensors_in(value))
+
+    @property
+    def entry(self) -> object:
+        """What the kernel's verb takes of a slot."""
+        return self.tensors
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
         """The same operation with these tensors in place of its own, in the order of `tensors`."""
@@ -135,6 +146,8 @@ class OutputScale(Operation):
 class OutputShift(Operation):
     """`y = y + offsets`; offsets: [out_features]."""
 
+    adds: ClassVar[bool] = True
+
     offsets: Tensor
 
     def has_effect(self) -> bool:
@@ -149,6 +162,8 @@ class LowRank(Operation):
     a: [rank, in_features] (for an embedding in_features is the vocabulary and x is one-hot)
     b: [rank, out_features], the transpose of peft's B
     """
+
+    adds: ClassVar[bool] = True
 
     a: Tensor
     b: Tensor
@@ -170,6 +185,8 @@ class LowRank(Operation):
 class Dense(Operation):
     """`y += x matrixᵀ`; matrix: [out_features, in_features]."""
 
+    adds: ClassVar[bool] = True
+
     matrix: Tensor
 
     def has_effect(self) -> bool:
@@ -184,6 +201,8 @@ class Sparse(Operation):
     starts: int32 [out_features + 1], where each row begins in the other two
     columns: int32 [count], ascending within a row   values: [count]
     """
+
+    adds: ClassVar[bool] = True
 
     starts: Tensor
     columns: Tensor
@@ -200,6 +219,8 @@ class Kronecker(Operation):
 
     outer: [a, c]   inner: [b, d], with a · b = out_features and c · d = in_features
     """
+
+    adds: ClassVar[bool] = True
 
     outer: Tensor
     inner: Tensor
@@ -227,11 +248,37 @@ class PairRotation(Operation):
 
 
 @dataclass(frozen=True)
+class Bottleneck(Operation):
+    """`y += act(x downᵀ + down_bias) upᵀ + up_bias`, where y is a sublayer's output.
+
+    The scaling is folded into `up` and `up_bias`; see `weft.kernels.bottleneck.Network`.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    activation: str
+    tap: Tap
+
+    @property
+    def entry(self) -> Network:
+        """The network."""
+        return Network(self.down, self.down_bias, self.up, self.up_bias, self.activation, self.tap)
+
+    def has_effect(self) -> bool:
+        """Whether what it adds is not 0 for all inputs."""
+        return bool(self.up.any() or self.up_bias.any())
+
+
+@dataclass(frozen=True)
 class VirtualTokens(Operation):
     """Rows that stand before the prompt's own, as if the embedding had put them out.
 
     rows: [count, width]
     """
+
+    adds: ClassVar[bool] = True
 
     rows: Tensor
 
@@ -246,6 +293,8 @@ class AttentionPrefix(Operation):
 
     keys: [count, kv_heads, k_dim]   values: [count, kv_heads, v_dim]
     """
+
+    adds: ClassVar[bool] = True
 
     keys: Tensor
     values: Tensor

@@ -4,7 +4,7 @@ This is the one place that says so; `weft.adapters.operations` says what they me
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weft.adapters.operations import (
     AttentionPrefix,
+    Bottleneck,
     Dense,
     InputRotation,
     InputScale,
@@ -26,6 +27,8 @@ from weft.adapters.operations import (
     Sparse,
     VirtualTokens,
 )
+from weft.adapters.sublayers import Residual
+from weft.kernels.bottleneck import Network, bottleneck_add_
 from weft.kernels.dense import dense_add_, kronecker_add_, sparse_add_
 from weft.kernels.low_rank import low_rank_add_, low_rank_embed_add_
 from weft.kernels.replacement import replace_embedded_, replace_outputs_
@@ -102,3 +105,13 @@ def stages_of(module: nn.Module) -> Stages:
     if isinstance(module, nn.Linear | Conv1D):
         return LINEAR
     return EMBEDDING if isinstance(module, nn.Embedding) else OTHER
+
+
+def sublayer_stages(module: nn.Module, residual: Residual) -> Stages:
+    """The stages of the module that a sublayer ends with."""
+
+    def add_(y: Tensor, x: Tensor, table: SlotTable[Network], segments: Segments) -> None:
+        bottleneck_add_(y, residual.take(y.shape[-1]), table, segments)
+
+    stages = stages_of(module)
+    return replace(stages, outputs={**stages.outputs, Bottleneck: add_})

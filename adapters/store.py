@@ -1,6 +1,7 @@
 """Adapters' files by content: what is stored under a digest never changes. Knows no names.
 
-root/<first two digits>/<digest>/ holds adapter_config.json and adapter_model.safetensors.
+root/<first two digits>/<digest>/ holds adapter_config.json and adapter_model.safetensors, and
+model_head.safetensors where an adapter comes with a head.
 """
 
 import errno
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from weft.adapters.checkpoint import CONFIG_NAME, Checkpoint, read_checkpoint
+from weft.adapters.checkpoint import CONFIG_NAME, HEAD_NAME, Checkpoint, read_checkpoint
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, StorageFull
 from weft.adapters.files import Files
 from weft.adapters.header import WEIGHTS_NAME
@@ -68,14 +69,14 @@ class Store:
         Raises AdapterInvalid where they are no adapter, StorageFull or another OSError where they
         cannot be stored; then nothing is left of them.
         """
-        config, weights = _two_files(source)
+        files = _files_of(source)
         folder = self._temporary(_ARRIVING)
         with _disk_errors():
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
                 self._files.make_folder(folder)
-                self._copy(config, folder / CONFIG_NAME)
-                self._copy(weights, folder / WEIGHTS_NAME)
+                for name, file in files.items():
+                    self._copy(file, folder / name)
                 self._files.sync_folder(folder)
                 checkpoint = read_checkpoint(folder)
             except BaseException:
@@ -182,11 +183,18 @@ class Store:
         return self.root / f"{prefix}{secrets.token_hex(8)}"
 
 
-def _two_files(source: Source) -> tuple[FileSource, FileSource]:
+def _files_of(source: Source) -> dict[str, FileSource]:
+    """The files to be stored, by the names they are stored under."""
     if isinstance(source, tuple):
-        return source
-    folder = read_checkpoint(source).weights.parent
-    return folder / CONFIG_NAME, folder / WEIGHTS_NAME
+        return dict(zip((CONFIG_NAME, WEIGHTS_NAME), source, strict=True))
+    checkpoint = read_checkpoint(source)
+    files: dict[str, FileSource] = {
+        CONFIG_NAME: checkpoint.weights.parent / CONFIG_NAME,
+        WEIGHTS_NAME: checkpoint.weights,
+    }
+    if checkpoint.head is not None:
+        files[HEAD_NAME] = checkpoint.head.weights
+    return files
 
 
 def _children(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """A checkpoint's tensors in host memory, each value checked. Knows no method and no base."""
 
+import hashlib
 import math
 from io import BufferedReader
 from pathlib import Path
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from weft.adapters.checkpoint import Checkpoint, start_digest
 from weft.adapters.errors import AdapterInvalid
-from weft.adapters.header import WEIGHTS_NAME, TensorSpec
+from weft.adapters.header import WEIGHTS_NAME, Header, TensorSpec
 
 _DTYPES = {
     "F32": torch.float32,
@@ -23,19 +24,18 @@ _DTYPES = {
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """All tensors of the file by the names it gives them, contiguous, in the file's dtypes.
+    """All tensors of the files by the names they give them, contiguous, in the files' dtypes.
 
-    Raises AdapterInvalid where a value is not finite, or the file is no longer the one that the
-    checkpoint's digest names.
+    Raises AdapterInvalid where a value is not finite, two tensors have one name, or the files are
+    no longer those that the checkpoint's digest names.
     """
     digest = start_digest(checkpoint.config)
-    tensors: dict[str, Tensor] = {}
-    with _open(checkpoint.weights) as file:
-        digest.update(file.read(checkpoint.header.data_start))
-        for spec in checkpoint.header.tensors.values():
-            data = _read(file, spec)
-            digest.update(data)
-            tensors[spec.name] = _tensor(data, spec)
+    tensors = _read_file(checkpoint.weights, checkpoint.header, digest)
+    if checkpoint.head is not None:
+        head = _read_file(checkpoint.head.weights, checkpoint.head.header, digest)
+        for name in tensors.keys() & head.keys():
+            raise AdapterInvalid(name, f"is also in {checkpoint.head.weights.name}")
+        tensors |= head
     if digest.hexdigest() != checkpoint.digest:
         raise AdapterInvalid(WEIGHTS_NAME, "changed after it was checked")
     for name, tensor in tensors.items():
@@ -49,6 +49,18 @@ def all_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     return math.isfinite(tensor.abs().max().item())
+
+
+def _read_file(path: Path, header: Header, digest: "hashlib._Hash") -> dict[str, Tensor]:
+    """The tensors of one file, all of whose bytes go into the digest."""
+    tensors: dict[str, Tensor] = {}
+    with _open(path) as file:
+        digest.update(file.read(header.data_start))
+        for spec in header.tensors.values():
+            data = _read(file, spec)
+            digest.update(data)
+            tensors[spec.name] = _tensor(data, spec)
+    return tensors
 
 
 def _open(path: Path) -> BufferedReader:

@@ -13,6 +13,7 @@ from weft.adapters.methods import (
     adalora,
     beft,
     boft,
+    bottleneck,
     c3a,
     deft,
     delora,
@@ -105,8 +106,12 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
     Raises AdapterInvalid for whatever would not be computed exactly as the adapter was trained.
     """
     method = checkpoint.config.get("peft_type")
+    if method is None and "config" in checkpoint.config:
+        return bottleneck.lower(checkpoint, tensors, base)
     if not isinstance(method, str):
-        raise invalid("peft_type", "is missing: only adapters in PEFT's format are served")
+        raise invalid(
+            "peft_type", "is missing: only adapters in PEFT's or AdapterHub's format are served"
+        )
     if method not in METHODS:
         reason = _NEVER.get(method, f"only {', '.join(METHODS)} is served")
         raise invalid("peft_type", f"{method!r} is not served: {reason}")

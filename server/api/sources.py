@@ -7,19 +7,26 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from weft.adapters.checkpoint import CONFIG_NAME, adapter_folder
+from weft.adapters.checkpoint import (
+    ADAPTERHUB_WEIGHTS_NAME,
+    CONFIG_NAME,
+    HEAD_NAME,
+    adapter_folder,
+)
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
 from weft.server.errors import ApiError, ErrorCode, invalid
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
+_TENSOR_FILES = (WEIGHTS_NAME, ADAPTERHUB_WEIGHTS_NAME, HEAD_NAME)
+
 
 def allowed_folder(path: str, roots: Sequence[Path], limit: int) -> Path:
     """The adapter's folder that `path` names, relative to a root or absolute, links resolved.
 
-    limit: bytes of the weights   Raises ApiError where path, files or the links among them lead out
-    of all roots, and AdapterInvalid where there is no adapter.
+    limit: bytes of a file of tensors   Raises ApiError where path, files or the links among them
+    lead out of all roots, and AdapterInvalid where there is no adapter.
     """
     if not roots:
         raise _forbidden("no folder is open for loading by path; upload the files instead")
@@ -29,11 +36,11 @@ def allowed_folder(path: str, roots: Sequence[Path], limit: int) -> Path:
     if not inside:
         raise _forbidden("the path is not below a folder that is open for loading")
     folder = adapter_folder(next((found for found in inside if found.is_dir()), inside[0]))
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
+    for name in (CONFIG_NAME, *_TENSOR_FILES):
         if not _is_below(_resolve(folder / name), resolved):
             raise _forbidden(f"{name} is a link to outside of the folders open for loading")
-    weights = folder / WEIGHTS_NAME
-    if weights.is_file() and weights.stat().st_size > limit:
+    files = [folder / name for name in _TENSOR_FILES if (folder / name).is_file()]
+    if any(file.stat().st_size > limit for file in files):
         raise too_large(limit)
     return folder
 

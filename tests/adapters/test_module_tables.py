@@ -1,3 +1,5 @@
+from collections.abc import Collection
+
 import pytest
 import torch
 from torch import nn
@@ -84,14 +86,14 @@ def test_what_a_module_can_take(module: nn.Module, op: Operation, accepted: bool
 
 
 def test_users_come_and_go() -> None:
-    told: list[bool] = []
+    told: list[Collection[type[Operation]]] = []
     tables = ModuleTables(nn.LayerNorm(4), ARENA, 4, in_use=told.append)
     tables.set(0, [OVERRIDE])
     tables.set(1, [OVERRIDE])
     tables.clear(0)
     tables.clear(1)
     tables.clear(1)
-    assert told == [True, True, True, False]
+    assert told == [[Override], [Override], [Override], []]
 
 
 def test_a_twin_has_its_own_parameters_only() -> None:

@@ -25,6 +25,7 @@ from weft.server.engine.attention import AttentionStep, use_paged_attention
 from weft.server.engine.forward import Forward
 from weft.server.engine.kv_memory import KVLayout
 from weft.server.engine.kv_spec import KVSpec
+from weft.server.engine.sequence import Share
 
 PAGE_SIZE = 4
 ALIGNMENT = 16
@@ -36,10 +37,18 @@ def lower_folder(path: Path, model: PreTrainedModel) -> AdapterPlan:
 
 
 class AdaptedModel:
-    """`tiny_model(arch, **model)` on a paged cache, with adapter i, a folder or plan, in slot i."""
+    """`tiny_model(arch, **model)` on a paged cache, with adapter i, a folder or plan, in slot i.
 
-    def __init__(self, arch: str, adapters: Sequence[Path | AdapterPlan], **model: Any) -> None:
-        self.model = tiny_model(arch, **model)
+    arch: or the model itself
+    """
+
+    def __init__(
+        self,
+        arch: str | PreTrainedModel,
+        adapters: Sequence[Path | AdapterPlan],
+        **model: Any,
+    ) -> None:
+        self.model = tiny_model(arch, **model) if isinstance(arch, str) else arch
         use_paged_attention(self.model)
         spec = KVSpec.discover(self.model)
         base = BaseModules.of(self.model, spec.refused)
@@ -74,7 +83,7 @@ class AdaptedModel:
         kept = range(tokens) if keep is None else keep
         sequences = probe.probes([tuple(row) for row in ids.tolist()], PAGE_SIZE)
         for seq, slot in zip(sequences, slots, strict=True):
-            seq.slot = None if slot < 0 else SlotRef(slot, 0)
+            seq.shares = () if slot < 0 else (Share(SlotRef(slot, 0)),)
         batch = replace(
             self.forward.build(probe.whole(sequences)),
             kept=torch.tensor([row * tokens + at for row in range(count) for at in kept]),
