@@ -4,14 +4,15 @@ A dependency for a handful of JSON calls and one upload would be one more thing 
 here streams from disk, in the two parts that the server takes.
 """
 
+import contextlib
 import json
 import secrets
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from weft.server.cli.console import Refusal
 
@@ -87,44 +88,65 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> Any:
         """The answer's JSON; raises Refusal with the server's own words, or why none came."""
-        request = self._request(method, path, body, dict(headers or {}))
+        connection, prefix = self._connection()
+        data, own = _encoded(body)
+        if self.api_key:
+            own["Authorization"] = f"Bearer {self.api_key}"
         try:
-            with urllib.request.urlopen(request) as response:
-                return json.loads(response.read() or b"null")
-        except urllib.error.HTTPError as error:
-            raise _refusal(error) from None
-        except (OSError, urllib.error.URLError) as error:
-            reason = getattr(error, "reason", error)
-            raise Refusal(f"{self.url}: no answer: {reason}") from None
-        except json.JSONDecodeError:
+            response = _answer(connection, method, prefix + path, data, own | dict(headers or {}))
+            content = response.read()
+        except (OSError, HTTPException) as error:
+            raise Refusal(f"{self.url}: no answer: {error}") from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise _refusal(content, f"{self.url}{path}: HTTP {response.status} {response.reason}")
+        try:
+            return json.loads(content)
+        except ValueError:
             raise Refusal(f"{self.url}: the answer is not JSON; is this a weft server?") from None
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | Upload | None,
-        headers: dict[str, str],
-    ) -> urllib.request.Request:
-        if not self.url.startswith(("http://", "https://")):
-            raise Refusal(f"--url: should start with http:// or https://, not {self.url!r}", 2)
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        data: bytes | Upload | None = None
-        if isinstance(body, Upload):
-            data = body
-            headers |= {"Content-Type": body.content_type, "Content-Length": str(len(body))}
-        elif body is not None:
-            data = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
-        url = self.url.rstrip("/") + path
-        return urllib.request.Request(url, data, headers, method=method)
+    def _connection(self) -> tuple[HTTPConnection, str]:
+        """A connection not yet made, and what comes before each path."""
+        address = urlsplit(self.url)
+        kind = {"http": HTTPConnection, "https": HTTPSConnection}.get(address.scheme)
+        if kind is None or not address.hostname:
+            raise Refusal(f"--url: should be http://HOST:PORT, not {self.url!r}", 2)
+        return kind(address.hostname, address.port), address.path.rstrip("/")
 
 
-def _refusal(error: urllib.error.HTTPError) -> ServerRefusal:
-    """The server's error object; the status where there is none."""
+def _encoded(body: Mapping[str, Any] | Upload | None) -> tuple[Iterable[bytes], dict[str, str]]:
+    """A body's bytes, and the headers that describe it."""
+    if body is None:
+        return (), {"Content-Length": "0"}
+    if isinstance(body, Upload):
+        return body, {"Content-Type": body.content_type, "Content-Length": str(len(body))}
+    data = json.dumps(body).encode()
+    return (data,), {"Content-Type": "application/json", "Content-Length": str(len(data))}
+
+
+def _answer(
+    connection: HTTPConnection,
+    method: str,
+    path: str,
+    data: Iterable[bytes],
+    headers: Mapping[str, str],
+) -> HTTPResponse:
+    connection.putrequest(method, path)
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    # A server that refuses a request answers it, and closes, before it has read all of it.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for chunk in data:
+            connection.send(chunk)
+    return connection.getresponse()
+
+
+def _refusal(content: bytes, otherwise: str) -> ServerRefusal:
+    """The server's error object in its own words, if the answer holds one."""
     try:
-        told = json.loads(error.read())["error"]
+        told = json.loads(content)["error"]
         return ServerRefusal(str(told["message"]), told.get("param"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return ServerRefusal(f"{error.url}: HTTP {error.code} {error.reason}", None)
+        return ServerRefusal(otherwise, None)

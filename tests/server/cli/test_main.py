@@ -57,7 +57,7 @@ def test_a_command_without_its_subcommand_shows_help(capsys: Capture, command: t
         (["inspect", "x"], ["weft: Missing option '--base'."]),
         (["verify", "x", "--base", "/none"], ["weft: --base: there is no folder /none"]),
         (["adapters", "show"], ["weft: Missing argument 'NAME'."]),
-        (["adapters", "list", "--url", "x"], ["weft: --url: should start with http://"]),
+        (["adapters", "list", "--url", "x"], ["weft: --url: should be http://HOST:PORT, not 'x'"]),
         (["adapters", "load", "a", "b", "--repo", "--on-server"], ["weft: --repo and --on-server"]),
     ],
     ids=lambda value: " ".join(value)[:40],
