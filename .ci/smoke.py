@@ -7,7 +7,7 @@ import time
 
 from openai import OpenAI
 
-QUESTION = {"role": "user", "content": "Where is my parcel?"}
+QUESTION = {"role": "user", "content": "Where is my order 4821?"}
 
 
 def main(weft: str) -> None:

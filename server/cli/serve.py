@@ -2,16 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
+from weft.server import demo as embedded
 from weft.server.cli.console import Refusal, out
 from weft.server.cli.startup import StartupView
 from weft.server.engine.messages import EngineInfo
 from weft.server.settings import AdapterSource, Settings, Sourced
 
-DEMO_NAME = "weft-demo"
-QUESTION = "Where is my parcel?"
+QUESTION = "Where is my order 4821?"
 DEMO_SETS = frozenset({"model", "adapter", "adapter_dir"})
 
 
@@ -24,17 +23,16 @@ def serve(sourced: Sourced) -> None:
 
 def demo(sourced: Sourced) -> None:
     """Serves the small model and the adapters that come with weft, to try it in ten seconds."""
-    folder = Path(str(files("weft.server.demo")))
-    adapters = sorted(path for path in (folder / "adapters").iterdir() if path.is_dir())
+    folders = embedded.adapter_folders()
     settings = sourced.settings.model_copy(
         update={
-            "model": str(folder / "base"),
-            "served_model_name": sourced.settings.served_model_name or DEMO_NAME,
-            "adapter": tuple(AdapterSource(path.name, path) for path in adapters),
+            "model": str(embedded.BASE),
+            "served_model_name": sourced.settings.served_model_name or embedded.MODEL_NAME,
+            "adapter": tuple(AdapterSource(name, path) for name, path in folders.items()),
             "adapter_dir": None,
         }
     )
-    _run(settings, DemoView())
+    _run(settings, DemoView(), embedded.EXAMPLES)
 
 
 class DemoView(StartupView):
@@ -56,7 +54,7 @@ class DemoView(StartupView):
             out.print(line)
 
 
-def _run(settings: Settings, view: StartupView) -> None:
+def _run(settings: Settings, view: StartupView, examples: Path | None = None) -> None:
     from weft.server.serve import StartError, serve  # FastAPI, uvicorn: not for other commands
 
     logging.basicConfig(
@@ -64,6 +62,6 @@ def _run(settings: Settings, view: StartupView) -> None:
     )
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.root.level))
     try:
-        serve(settings, view)
+        serve(settings, view, examples)
     except StartError as error:
         raise Refusal(str(error), 2) from None
