@@ -35,6 +35,16 @@ class WeftProcess:
             self.block[name] = value.strip()
         return self.block["URL"]
 
+    def print_more(self, until: str) -> list[str]:
+        """The lines printed after the URL, up to the one that holds `until`."""
+        assert self.url
+        assert self._process.stdout is not None
+        lines: list[str] = []
+        while until not in "".join(lines):
+            lines.append(self._process.stdout.readline().rstrip("\n"))
+            assert len(lines) < 100
+        return lines
+
     def wait_for(self, words: str) -> None:
         """Waits until a line of the standard error holds `words`."""
         assert self._process.stderr is not None
