@@ -21,7 +21,8 @@ class Sublayer:
 
     of, layer: the name and the number of its decoder layer
     norm: the module that is given the residual stream
-    output: the linear module whose output is added to it, unchanged by anything in between
+    output: the linear module that the sublayer ends with
+    added: whether its output is added to the residual stream as it is, not through another norm
     """
 
     of: str
@@ -29,6 +30,7 @@ class Sublayer:
     part: Part
     norm: str
     output: str
+    added: bool
 
 
 _Ends = Mapping[Part, tuple[str, str]]
@@ -41,10 +43,17 @@ _GPT2: _Ends = {
     "attention": ("ln_1", "attn.c_proj"),
     "feed_forward": ("ln_2", "mlp.c_proj"),
 }
+_GEMMA2: _Ends = {
+    "attention": ("input_layernorm", "self_attn.o_proj"),
+    "feed_forward": ("pre_feedforward_layernorm", "mlp.down_proj"),
+}
 _KNOWN: Mapping[str, _Ends] = {
     "GPT2Block": _GPT2,
+    "Gemma2DecoderLayer": _GEMMA2,
     "LlamaDecoderLayer": _LLAMA,
     "MistralDecoderLayer": _LLAMA,
+    "Qwen2DecoderLayer": _LLAMA,
+    "Qwen3DecoderLayer": _LLAMA,
 }
 
 
@@ -54,7 +63,14 @@ def sublayers_of(types: Mapping[str, str]) -> tuple[Sublayer, ...]:
     types: the base's modules' types by name
     """
     return tuple(
-        Sublayer(name, int(name.rpartition(".")[2]), part, f"{name}.{norm}", f"{name}.{output}")
+        Sublayer(
+            of=name,
+            layer=int(name.rpartition(".")[2]),
+            part=part,
+            norm=f"{name}.{norm}",
+            output=f"{name}.{output}",
+            added=_KNOWN[type_name] is not _GEMMA2,
+        )
         for name, type_name in types.items()
         for part, (norm, output) in _KNOWN.get(type_name, {}).items()
     )

@@ -22,9 +22,12 @@ from weft.adapters.sublayers import Part, Sublayer, sublayers_of
 from weft.kernels.bottleneck import Tap
 
 _LAYERS: Mapping[str, str] = {
+    "gemma2": "Gemma2DecoderLayer",
     "gpt2": "GPT2Block",
     "llama": "LlamaDecoderLayer",
     "mistral": "MistralDecoderLayer",
+    "qwen2": "Qwen2DecoderLayer",
+    "qwen3": "Qwen3DecoderLayer",
 }
 _PLACES: Mapping[Part, tuple[str, str]] = {
     "attention": ("mh_adapter", "attention_adapters"),
@@ -87,6 +90,9 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
     if not isinstance(name, str) or not name:
         raise invalid("name", "must be the adapter's name in the file")
     for sublayer in _adapted(_sublayers(config, base), fields):
+        if tap == "sum" and not sublayer.added:
+            reason = "is not served on a base with a norm between a sublayer and the residual"
+            raise invalid("original_ln_before", reason)
         network = _Network(draft, sublayer, name)
         size = _size(fields, sublayer.layer, network.width)
         draft.add(sublayer.output, network.take(size, fields.get("scaling"), activation, tap))

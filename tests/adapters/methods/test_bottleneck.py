@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "adapterhub"
 EXPECTED = load_file(FIXTURES / "expected.safetensors")
 IDS = EXPECTED["ids"]
-BASES = ("gpt2", "llama", "mistral")
 CASES = {
     "llama": (
         "pfeiffer",
@@ -27,6 +26,9 @@ CASES = {
     ),
     "mistral": ("mistral-pfeiffer", "mistral-houlsby"),
     "gpt2": ("gpt2-pfeiffer", "gpt2-parallel"),
+    "qwen2": ("qwen2-pfeiffer", "qwen2-parallel"),
+    "qwen3": ("qwen3-pfeiffer", "qwen3-houlsby"),
+    "gemma2": ("gemma2-houlsby", "gemma2-parallel"),
 }
 TOLERANCE = 1e-4
 
@@ -38,7 +40,7 @@ def base(arch: str) -> PreTrainedModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("arch", BASES)
+@pytest.mark.parametrize("arch", CASES)
 def test_one_batch_of_all_and_the_base(arch: str) -> None:
     adapted = AdaptedModel(base(arch), [FIXTURES / case for case in CASES[arch]])
     slots = [-1, *range(len(CASES[arch])), -1]
