@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -39,6 +39,7 @@ class Card:
     alpha: as configured, None where the method has none
     share: trained values as a fraction of the base's   bytes: on the device
     warnings: what is no reason to refuse, but may surprise
+    exclusive: those of the targets to which it does more than add
     virtual_tokens: positions that stand before a prompt and count against the context
     delta_norms: norms of the updates over those of the weights that they change, by layer; empty
         where the weights are not at hand
@@ -55,6 +56,7 @@ class Card:
     bytes: int
     checks: tuple[str, ...]
     warnings: tuple[str, ...]
+    exclusive: tuple[str, ...]
     virtual_tokens: int
     delta_norms: Mapping[str, float]
 
@@ -77,7 +79,7 @@ def describe(
     alpha = checkpoint.config.get("lora_alpha")
     return Card(
         method=plan.method,
-        targets=tuple(sorted({name.rpartition(".")[2] for name in plan.ops})),
+        targets=_last_parts(plan.ops),
         modules=len(plan.ops),
         tensors=len(checkpoint.header.tensors),
         trained=trained,
@@ -92,9 +94,14 @@ def describe(
             *deltas.warnings(),
             *_missing(checkpoint.config, plan, base),
         ),
+        exclusive=_last_parts(plan.exclusive),
         virtual_tokens=plan.traits.lead,
         delta_norms=deltas.by_layer(),
     )
+
+
+def _last_parts(modules: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({name.rpartition(".")[2] for name in modules}))
 
 
 def _trained(header: Header, plan: AdapterPlan, base: BaseModules) -> int:

@@ -48,7 +48,13 @@ class AdapterPlan:
             embeddings=max((len(op.rows) for op in embedded), default=0),
             prefix=max((len(op.keys) for op in attended), default=0),
             invocation=self.invocation,
+            additive=not self.exclusive,
         )
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """The modules to which it does more than add."""
+        return tuple(m for m, ops in self.ops.items() if not all(op.adds for op in ops))
 
     def of_kind(self, kind: type[Kind]) -> dict[str, Kind]:
         """The operations of one kind, by module."""

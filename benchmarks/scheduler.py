@@ -12,9 +12,11 @@ from statistics import median, quantiles
 from rich.console import Console
 from rich.table import Table
 
+from weft.adapters.blend import alone
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.messages import Generate, Sampling
 from weft.server.engine.prefix_cache import PrefixRoot
 from weft.server.engine.scheduler import Limits, Scheduler
@@ -64,6 +66,9 @@ class Resident:
         """References its slot."""
         return self._pool.acquire(digest)
 
+    def traits(self, ref: SlotRef) -> Traits:
+        return PLAIN
+
     def release(self, ref: SlotRef) -> None:
         """Gives the reference back."""
         self._pool.release(ref)
@@ -91,7 +96,7 @@ def measure(case: Case) -> tuple[list[float], list[float]]:
                 tenant=TenantContext(f"tenant-{number % case.tenants}"),
                 prompt=tuple(range(number, number + PROMPT_TOKENS)),
                 sampling=Sampling(max_tokens=900),
-                adapter=digests[number % case.adapters] if digests else None,
+                blend=alone(digests[number % case.adapters] if digests else None),
             )
         )
     plans: list[float] = []

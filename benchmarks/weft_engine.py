@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from weft.adapters.blend import alone
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.client import EngineClient
@@ -86,7 +87,7 @@ class WeftEngine:
             id=f"r{next(self._names)}",
             tenant=TENANT,
             prompt=prompt,
-            adapter=None if adapter is None else self._digests[adapter],
+            blend=alone(None if adapter is None else self._digests[adapter]),
             sampling=Sampling(max_tokens=new_tokens, temperature=0.0, ignore_eos=True),
         )
         arrivals: list[float] = []

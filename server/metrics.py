@@ -4,7 +4,7 @@ Names that routers already read are vLLM's; the rest begin with `weft_`.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,15 +124,16 @@ class Metrics:
 class RequestTimer:
     """One request's times and counts, from its arrival on."""
 
-    def __init__(self, metrics: Metrics, label: AdapterLabel | None, adapter: str | None) -> None:
-        """adapter: digest of the version that answers, whose adapter `label` names."""
+    def __init__(self, metrics: Metrics, versions: Mapping[AdapterLabel, str]) -> None:
+        """versions: digests of the versions that answer, by their adapters."""
         self._metrics = metrics
-        self._label = label
+        self._labels = tuple(versions)
         self._arrival = time.monotonic()
         self._last: dict[int, float] = {}
-        state = metrics.states().get(adapter) if adapter else None
-        if state is not None and state.tier == "device" and (counts := self._counts):
-            counts.hits += 1
+        for label, digest in versions.items():
+            state, counts = metrics.states().get(digest), metrics.adapters.get(label)
+            if state is not None and state.tier == "device" and counts is not None:
+                counts.hits += 1
 
     def token(self, choice: int) -> None:
         """A choice got one or more tokens."""
@@ -150,18 +151,19 @@ class RequestTimer:
         self._metrics.e2e_latency.observe(time.monotonic() - self._arrival)
         self._metrics.prompt_tokens.inc(prompt_tokens)
         self._metrics.generation_tokens.inc(generation_tokens)
-        if counts := self._counts:
+        for counts in self._counts():
             counts.requests += 1
             counts.prompt_tokens += prompt_tokens
             counts.generation_tokens += generation_tokens
 
-    @property
-    def _counts(self) -> AdapterCounts | None:
-        return self._metrics.adapters.get(self._label) if self._label else None
+    def _counts(self) -> Iterator[AdapterCounts]:
+        """Of the adapters that were not removed meanwhile."""
+        adapters = self._metrics.adapters
+        return (adapters[label] for label in self._labels if label in adapters)
 
     def _first(self, seconds: float) -> None:
         self._metrics.time_to_first_token.observe(seconds)
-        if counts := self._counts:
+        for counts in self._counts():
             counts.first_tokens += 1
             counts.first_token_seconds += seconds
 

@@ -1,21 +1,22 @@
-"""Which adapter version answers a request, and the lease that holds it. Knows no request bodies."""
+"""Which versions answer a request, and the leases that hold them. Knows no request bodies."""
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import orjson
 from starlette.datastructures import Headers
 
+from weft.adapters.blend import BASE, Blend, Part, digest_of
 from weft.adapters.errors import UnknownAdapter
-from weft.adapters.registry import NAME, Registry
+from weft.adapters.holds import Lease
+from weft.adapters.registry import Registry
 from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError, ErrorCode
 from weft.server.metrics import AdapterLabel, Metrics
+from weft.server.selection import Member, check, parse
 
 ADAPTER_HEADERS = ("X-Adapter-ID", "X-Amzn-SageMaker-Adapter-Identifier")
-_ID = re.compile(rf"({NAME.pattern})(?:@([1-9][0-9]{{0,8}}))?")
 _SHORT = 10
 
 
@@ -23,47 +24,55 @@ _SHORT = 10
 class Target:
     """What computes an answer.
 
-    model: as the body's `model` names it   id: the base's name, or name@version
-    adapter: the version's digest, None for the base   label: for series about the adapter
-    virtual_tokens: positions of the context that the adapter takes before the prompt
+    model: as the body's `model` names it   id: the base's name, or name@version, with several or a
+        weight name@version:weight of each
+    blend: the versions; empty for the base   versions: their digests by who has series about them
+    virtual_tokens: positions of the context that an adapter takes before the prompt
     """
 
     model: str
     id: str
     base_digest: str
-    adapter: str | None = None
-    label: AdapterLabel | None = None
+    blend: Blend = BASE
+    versions: Mapping[AdapterLabel, str] = field(default_factory=dict)
     virtual_tokens: int = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what computes the answer; see `weft.adapters.blend.digest_of`."""
+        return digest_of(self.blend) if self.blend else self.base_digest
 
     @property
     def headers(self) -> tuple[tuple[bytes, str], ...]:
         """The answer's headers that say what computed it."""
-        digest = self.adapter or self.base_digest
-        return (b"x-adapter-id", self.id), (b"x-adapter-digest", digest)
+        return (b"x-adapter-id", self.id), (b"x-adapter-digest", self.digest)
 
     @property
     def fingerprint(self) -> str:
         """OpenAI's `system_fingerprint`: changes with whatever changes the answers."""
-        digests = (self.base_digest, self.adapter)
-        return "_".join(["fp", *(digest[:_SHORT] for digest in digests if digest)])
+        digests = dict.fromkeys((self.base_digest, self.digest))
+        return "_".join(["fp", *(digest[:_SHORT] for digest in digests)])
 
 
 class Router:
-    """Finds the version that a request means.
+    """Finds the versions that a request means.
 
     base_names: names of the base, the first one being its id in the API
-    base_digest: asked for with each request, since it is known only once the engine has started
+    base_digest, adapter_bytes: of the engine, asked for with each request, since they are known
+        only once it has started
     """
 
     def __init__(
         self,
         base_names: tuple[str, ...],
         base_digest: Callable[[], str],
+        adapter_bytes: Callable[[], int],
         registry: Registry,
         metrics: Metrics,
     ) -> None:
         self.base_names = base_names
         self._base_digest = base_digest
+        self._adapter_bytes = adapter_bytes
         self._registry = registry
         self._metrics = metrics
 
@@ -80,30 +89,42 @@ class Router:
         if name is None:
             yield Target(self.base_names[0], self.base_names[0], self._base_digest())
             return
-        match = _ID.fullmatch(name)
         unknown = ApiError(ErrorCode.MODEL_NOT_FOUND, param="model", values={"model": name[:128]})
-        if match is None:
+        selected = parse(name)
+        if selected is None:
             raise unknown
-        try:
-            lease = self._registry.lease(tenant, match[1], int(match[2]) if match[2] else None)
-        except UnknownAdapter:
-            raise unknown from None
-        with lease:
-            label = AdapterLabel(tenant.id, lease.name)
-            self._metrics.seen(label, lease.digest)
+        with ExitStack() as held:
             try:
-                yield Target(
-                    name,
-                    lease.id,
-                    self._base_digest(),
-                    lease.digest,
-                    label,
-                    orjson.loads(lease.report).get("virtual_tokens", 0),
-                )
+                leases = [
+                    held.enter_context(self._registry.lease(tenant, s.name, s.version))
+                    for s in selected
+                ]
+            except UnknownAdapter:
+                raise unknown from None
+            weights = [s.weight for s in selected]
+            try:
+                yield self._target(name, leases, weights)
             except ApiError as error:
-                if error.error is ErrorCode.ADAPTER_CORRUPT:
-                    self._registry.withdraw(lease, "its stored files are damaged")
+                if error.error is ErrorCode.ADAPTER_CORRUPT and len(leases) == 1:
+                    self._registry.withdraw(leases[0], "its stored files are damaged")
                 raise
+
+    def _target(self, name: str, leases: list[Lease], weights: list[float]) -> Target:
+        pairs = list(zip(leases, weights, strict=True))
+        members = [_member(lease, weight) for lease, weight in pairs]
+        check(members, self._adapter_bytes())
+        versions = {AdapterLabel(lease.ctx.id, lease.name): lease.digest for lease in leases}
+        for label, digest in versions.items():
+            self._metrics.seen(label, digest)
+        plain = weights == [1.0]
+        return Target(
+            model=name,
+            id=",".join(m.id if plain else f"{m.id}:{m.weight:g}" for m in members),
+            base_digest=self._base_digest(),
+            blend=tuple(Part(lease.digest, weight) for lease, weight in pairs),
+            versions=versions,
+            virtual_tokens=sum(member.virtual_tokens for member in members),
+        )
 
     def choose(self, headers: Headers, model: str | None) -> str | None:
         """The adapter that a request asks for, by the words it used; None for the base."""
@@ -112,3 +133,17 @@ class Router:
             raise ApiError(ErrorCode.ADAPTER_CONFLICT, param="model")
         name = model if asked is None else asked
         return None if name is None or name in self.base_names else name
+
+
+def _member(lease: Lease, weight: float) -> Member:
+    report = orjson.loads(lease.report)
+    return Member(
+        id=lease.id,
+        digest=lease.digest,
+        weight=weight,
+        method=report["method"],
+        targets=frozenset(report.get("targets", ())),
+        exclusive=frozenset(report.get("exclusive", ())),
+        virtual_tokens=report.get("virtual_tokens", 0),
+        bytes=report["bytes"],
+    )

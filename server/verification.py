@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from weft.adapters.blend import alone
 from weft.adapters.checkpoint import read_checkpoint
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.store import Store
@@ -172,7 +173,7 @@ def _request(name: str, prompt: Prompt, max_tokens: int, adapter: str | None = N
         id=name,
         tenant=TenantContext("verify"),
         prompt=prompt,
-        adapter=adapter,
+        blend=alone(adapter),
         sampling=Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
     )
 

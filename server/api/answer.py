@@ -108,12 +108,12 @@ class Answer(Response, ABC):
             services.admission.admit(self.sequences),
             services.router.target(tenant, request.headers, self._body.model) as target,
         ):
-            timer = RequestTimer(services.metrics, target.label, target.adapter)
+            timer = RequestTimer(services.metrics, target.versions)
             work, writer = await self.prepare(target)
             generation = Generation(services.engine, services.text, work, self.request_id)
             self._target_headers = [(name, value.encode()) for name, value in target.headers]
             try:
-                async with aclosing(generation.deltas(tenant, target.adapter)) as deltas:
+                async with aclosing(generation.deltas(tenant, target.blend)) as deltas:
                     timed = _timed(deltas, timer)
                     if self._body.stream:
                         await self._send_stream(send, timed, writer, generation)

@@ -105,12 +105,12 @@ def _models(
 ) -> list[Model]:
     """The base and the named versions, which are held by `leases`; raises ApiError."""
     base = services.base_name
-    models = {base: Model(base, None)}
+    models = {base: Model(base)}
     for index, name in enumerate(names):
         if name == BASE or name in services.router.base_names:
             continue
         target = leases.enter_context(services.router.target(tenant, _NO_HEADERS, name))
         if target.id in models:
             raise invalid(f"adapters[{index}]", "is the same version as another one")
-        models[target.id] = Model(target.id, target.adapter)
+        models[target.id] = Model(target.id, target.blend)
     return list(models.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
+from weft.adapters.blend import Blend
 from weft.adapters.tenancy import TenantContext
 from weft.server.api.choice import Choice, Delta
 from weft.server.engine.client import EngineClient
@@ -82,11 +83,11 @@ class Generation:
         ]
 
     async def deltas(
-        self, tenant: TenantContext, adapter: str | None
+        self, tenant: TenantContext, blend: Blend
     ) -> AsyncGenerator[Delta, None]:
         """All choices' deltas as they come; leaving early aborts what still runs.
 
-        adapter: the version's digest, None for the base   Raises ApiError, EngineUnavailable.
+        blend: what computes them   Raises ApiError, EngineUnavailable.
         """
         requests = [
             Generate(
@@ -94,7 +95,7 @@ class Generation:
                 tenant=tenant,
                 prompt=prompt,
                 sampling=self.work.sampling,
-                adapter=adapter,
+                blend=blend,
                 n=self.work.n,
             )
             for number, prompt in enumerate(self.work.prompts)

@@ -30,15 +30,15 @@ async def show_model(request: Request, model: str) -> Response:
     """One of them."""
     services, tenant = services_of(request), request.state.tenant
     with services.router.target(tenant, Headers(), model) as target:
-        if target.label is None:
+        if not target.blend:
             return json_response(_base(services))
-        name = target.label.adapter
-        created = next(
+        created = max(
             int(version.created)
-            for version in services.registry.versions(tenant, name)
-            if version.digest == target.adapter
+            for label, digest in target.versions.items()
+            for version in services.registry.versions(tenant, label.adapter)
+            if version.digest == digest
         )
-        return json_response(_model(services, model, target.adapter or "", created))
+        return json_response(_model(services, model, target.digest, created))
 
 
 def _base(services: Services) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft.adapters.modules import VirtualRows
+from weft.adapters.modules import Layer, VirtualRows
 from weft.kernels.attention import PagedBatch
 from weft.kernels.segments import Segments
 from weft.server.engine.sequence import Sequence
@@ -32,6 +32,7 @@ class StepBatch:
     kept: int64 [K], the rows whose logits are wanted, ascending
     segments, kept_segments: adapter rows among all T, and among the K kept
     virtual: the rows of adapters' virtual tokens
+    layers: the further adapters of rows that have several, or weights other than 1
     sampling: index among the K of each sampling item's row, in the plan's order
     prompts: the other kept rows, for requests that want their prompt's log-probabilities
     """
@@ -43,6 +44,7 @@ class StepBatch:
     kept: Tensor
     kept_segments: Segments
     virtual: tuple[VirtualRows, ...]
+    layers: tuple[Layer, ...]
     sampling: tuple[int, ...]
     prompts: tuple[PromptRows, ...]
 
@@ -60,6 +62,7 @@ def build(plan: StepPlan, page_size: int, device: torch.device) -> StepBatch:
         kept=_tensor(kept.rows, torch.int64, device),
         kept_segments=Segments.from_slots(kept.slots),
         virtual=tuple(_virtual(items)),
+        layers=tuple(_layers(items, kept.rows, device)),
         sampling=tuple(kept.sampling),
         prompts=tuple(kept.prompts),
     )
@@ -113,8 +116,28 @@ def _virtual(items: Items[Scheduled]) -> Iterator[VirtualRows]:
     for item in items:
         count = min(item.stop, item.seq.traits.embeddings) - item.start
         if count > 0:
-            yield VirtualRows(item.slot, slice(first, first + count), item.start)
+            slots = tuple(share.ref.slot for share in item.shares)
+            yield VirtualRows(slots, slice(first, first + count), item.start)
         first += item.count
+
+
+def _layers(items: Items[Scheduled], kept: list[int], device: torch.device) -> Iterator[Layer]:
+    """Each row's further shares, the first ones in one layer, the second ones in the next."""
+    further = [item.further for item in items]
+    for depth in range(max(map(len, further))):
+        slots: list[int] = []
+        weights: list[float] = []
+        for item, shares in zip(items, further, strict=True):
+            share = shares[depth] if depth < len(shares) else None
+            slots += [share.ref.slot if share else -1] * item.count
+            weights += [share.weight if share else 0.0] * item.count
+        of_rows = torch.tensor(weights, dtype=torch.float32).to(device)
+        yield Layer(
+            Segments.from_slots(slots),
+            of_rows,
+            Segments.from_slots([slots[row] for row in kept]),
+            of_rows[kept],
+        )
 
 
 def _paged(items: Items[Scheduled], page_size: int, device: torch.device) -> PagedBatch:

@@ -163,8 +163,9 @@ class Engine:
 
     def _run(self, plan: StepPlan) -> dict[Row, Sampled]:
         for item in plan.items:
-            if item.seq.slot is not None and not self.residency.valid(item.seq.slot):
-                raise RuntimeError(f"slot {item.slot} was given to another version")
+            for share in item.seq.shares:
+                if not self.residency.valid(share.ref):
+                    raise RuntimeError(f"{share.ref} was given to another version")
         batch = self._model.build(plan)
         logits = self._model.run(batch)
         self._keep_prompts(batch, logits)
@@ -207,9 +208,9 @@ class Engine:
         self._outbox.publish(sampled, [seq for seq in ended if seq not in canaries])
 
     def _answer_load(self, seq: Row) -> None:
-        digest = seq.adapter
-        if digest is None:
+        if not seq.blend:
             return
+        ((digest, _),) = seq.blend
         answer = self._loads.finish(seq, self.versions.card(digest), self._failure(seq, digest))
         self._outbox.put(answer)
         if isinstance(answer, Failed):

@@ -35,6 +35,7 @@ class Forward:
         self.adapters.segments = batch.segments
         self.adapters.kept = batch.kept_segments
         self.adapters.virtual = batch.virtual
+        self.adapters.layers = batch.layers
         logits: Tensor = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

@@ -9,14 +9,14 @@ from itertools import islice
 
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
-from weft.adapters.traits import PLAIN, Traits
+from weft.adapters.traits import PLAIN, Traits, combined
 from weft.server.engine.residency import Residency, error_code
-from weft.server.engine.sequence import Sequence, Status
+from weft.server.engine.sequence import Sequence, Share, Status
 
 
 @dataclass(eq=False, slots=True)
 class Demand:
-    """All live sequences of one adapter version; together they hold one reference to its slot."""
+    """All live sequences that use one adapter version; they hold one reference to its slot."""
 
     digest: str
     waiting_since: float
@@ -59,42 +59,43 @@ class AdapterGate:
         """Live sequences of each wanted version."""
         return {digest: len(demand.members) for digest, demand in self._demands.items()}
 
-    def ref(self, seq: Sequence) -> SlotRef | None:
-        """The slot of the sequence's adapter; None for the base model, or while it isn't there."""
-        return self._demands[seq.adapter].ref if seq.adapter else None
+    def shares(self, seq: Sequence) -> tuple[Share, ...]:
+        """The slots of the sequence's adapters, which are there; see Sequence."""
+        demands = [(self._demands[part.digest], part.weight) for part in seq.blend]
+        demands.sort(key=lambda used: used[0].traits.additive)
+        return tuple(Share(demand.ref, weight) for demand, weight in demands if demand.ref)
 
     def traits(self, seq: Sequence) -> Traits:
-        """What the sequence's adapter, which is there, asks of it."""
-        return self._demands[seq.adapter].traits if seq.adapter else PLAIN
+        """What the sequence's adapters, which are there, ask of it; see `combined`."""
+        parts = [(self._demands[part.digest].traits, part.weight) for part in seq.blend]
+        return combined(parts) if parts else PLAIN
 
     def passable(self, seq: Sequence) -> bool:
         """Whether the sequence could be computed now."""
-        return seq.adapter is None or self._demands[seq.adapter].ref is not None
+        return all(self._demands[part.digest].ref is not None for part in seq.blend)
 
     def join(self, seq: Sequence) -> None:
-        """A sequence begins to live: its adapter is wanted."""
-        if seq.adapter is None:
-            return
-        demand = self._demands.get(seq.adapter)
-        if demand is None:
-            demand = self._demands[seq.adapter] = Demand(seq.adapter, self._clock())
-            if self._residency.ensure(seq.adapter) is Presence.DEVICE:
-                self._open(demand)
-            else:
-                self._pending[seq.adapter] = demand
-        demand.members[seq.arrival] = seq
+        """A sequence begins to live: its adapters are wanted."""
+        for digest in _digests(seq):
+            demand = self._demands.get(digest)
+            if demand is None:
+                demand = self._demands[digest] = Demand(digest, self._clock())
+                if self._residency.ensure(digest) is Presence.DEVICE:
+                    self._open(demand)
+                else:
+                    self._pending[digest] = demand
+            demand.members[seq.arrival] = seq
 
     def leave(self, seq: Sequence) -> None:
-        """A sequence ended; the last one of its adapter gives the slot back."""
-        if seq.adapter is None:
-            return
-        demand = self._demands[seq.adapter]
-        del demand.members[seq.arrival]
-        if not demand.members:
-            if demand.ref is not None:
-                self._residency.release(demand.ref)
-            del self._demands[seq.adapter]
-            self._pending.pop(seq.adapter, None)
+        """A sequence ended; the last one of an adapter gives the slot back."""
+        for digest in _digests(seq):
+            demand = self._demands[digest]
+            del demand.members[seq.arrival]
+            if not demand.members:
+                if demand.ref is not None:
+                    self._residency.release(demand.ref)
+                del self._demands[digest]
+                self._pending.pop(digest, None)
 
     def poll(self) -> Passage:
         """Asks after the longest waiting demands, and makes room for those that waited too long."""
@@ -117,8 +118,9 @@ class AdapterGate:
 
     def check(self, live: Iterable[Sequence]) -> tuple[str, ...]:
         """The broken invariants; empty when sound."""
-        members = [seq for demand in self._demands.values() for seq in demand.members.values()]
-        wanting = [seq for seq in live if seq.adapter]
+        live = list(live)
+        members = [(d.digest, seq) for d in self._demands.values() for seq in d.members.values()]
+        wanting = [(digest, seq) for seq in live for digest in _digests(seq)]
         broken = {
             "adapters: demanded by exactly the live sequences": len(members) == len(wanting)
             and set(members) == set(wanting),
@@ -126,7 +128,7 @@ class AdapterGate:
             "adapters: pending are those without a slot": self._pending.keys()
             == {d.digest for d in self._demands.values() if d.ref is None},
             "adapters: a running sequence uses its demand's slot": all(
-                seq.slot == self.ref(seq) for seq in wanting if seq.status is Status.RUNNING
+                seq.shares == self.shares(seq) for seq in live if seq.status is Status.RUNNING
             ),
             "adapters: each slot belongs to one digest": len(
                 {d.ref.slot for d in self._demands.values() if d.ref}
@@ -163,3 +165,7 @@ class AdapterGate:
 
     def _overdue(self, since: float) -> bool:
         return self._clock() - since >= self._patience
+
+
+def _digests(seq: Sequence) -> set[str]:
+    return {part.digest for part in seq.blend}

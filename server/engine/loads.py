@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from weft.adapters.blend import alone
 from weft.adapters.card import Card
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.tenancy import TenantContext
@@ -91,7 +92,7 @@ class Loads:
             id=request_id,
             tenant=CANARY_TENANT,
             prompt=self._prompt,
-            adapter=adapter,
+            blend=alone(adapter),
             sampling=Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
             invoked=True,
         )
@@ -119,6 +120,7 @@ def _report(load: _Load, card: Card) -> LoadReport:
         canary_difference=load.difference,
         checks=(*card.checks, "canary: finite logits that differ from the base's"),
         warnings=card.warnings,
+        exclusive=card.exclusive,
         virtual_tokens=card.virtual_tokens,
         delta_norms=dict(card.delta_norms),
     )

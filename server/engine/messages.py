@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from weft.adapters.blend import BASE, Blend
 from weft.adapters.tenancy import TenantContext
 
 
@@ -69,7 +70,7 @@ class TokenLogprobs(Message, frozen=True):
 
 
 class Generate(Message, frozen=True, kw_only=True):
-    """A request: `n` continuations of `prompt` by the adapter version with digest `adapter`.
+    """A request: `n` continuations of `prompt` by the versions of `blend`.
 
     invoked: the adapter computes all rows, also one that waits for its invocation tokens
     """
@@ -78,7 +79,7 @@ class Generate(Message, frozen=True, kw_only=True):
     tenant: TenantContext
     prompt: tuple[int, ...]
     sampling: Sampling
-    adapter: str | None = None
+    blend: Blend = BASE
     n: int = 1
     invoked: bool = False
 
@@ -181,6 +182,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     """What a load found: the adapter's card and the checks that it passed.
 
     rank: the largest after lowering   share: trained values over the base's   bytes: on the device
+    exclusive: those of the targets to which it does more than add, so that no other version can
     virtual_tokens: positions that stand before a prompt and count against the context
     canary_difference: largest absolute difference from the base's logits on a fixed prompt
     delta_norms: norms of the updates over those of the weights that they change, by layer
@@ -199,6 +201,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     canary_difference: float
     checks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    exclusive: tuple[str, ...] = ()
     virtual_tokens: int = 0
     delta_norms: dict[str, float] = {}
 

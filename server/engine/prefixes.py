@@ -33,10 +33,8 @@ class PrefixCopies:
         first, stop = item.start - item.copies, item.start
         rows = torch.tensor(places(item.seq, first, stop, self._page_size))
         for module, table in self._layers:
-            entry = table.get(item.slot)
-            if entry is None:
-                raise RuntimeError(f"slot {item.slot} holds no prefix")
-            keys, values = entry
+            entries = (table.get(share.ref.slot) for share in item.shares)
+            keys, values = next(entry for entry in entries if entry is not None)
             k_pool, v_pool = pools_of(module)
             there = rows.to(k_pool.device)
             k_pool.flatten(0, 1)[there] = keys[first:stop].to(k_pool.dtype)

@@ -134,7 +134,7 @@ class Scheduler:
         self._settle_adapters()
         rows = self._decodes()
         rows += self._prefills(self.limits.max_num_batched_tokens - len(rows))
-        return StepPlan(tuple(sorted(rows, key=lambda row: (row.slot, row.seq.arrival))))
+        return StepPlan(tuple(sorted(rows, key=attrgetter("order"))))
 
     def commit(self, plan: StepPlan, tokens: Iterable[int]) -> None:
         """Records a step: `tokens` holds the next token of each of `plan.sampling`, in order."""
@@ -213,9 +213,13 @@ class Scheduler:
                 seq.status = Status.PARKED
 
     def _enqueue(self, seq: Sequence) -> None:
-        """Its adapter is there and says how long it makes the sequence: too long, maybe."""
-        seq.adopt(self._gate.traits(seq))
-        if error := self._refusal(seq.request, seq.lead):
+        """Its adapters are there and say how long they make the sequence: too long, maybe."""
+        try:
+            seq.adopt(self._gate.traits(seq))
+            error = self._refusal(seq.request, seq.lead)
+        except ValueError:
+            error = "invalid_parameter"
+        if error:
             self._end_all([seq], Finish("error", error=error))
             return
         seq.status = Status.QUEUED
@@ -228,7 +232,7 @@ class Scheduler:
         if not seq.preemptions:
             seq.cached_tokens = max(seq.computed - seq.lead, 0)
         self._queue.remove(seq)
-        seq.slot = self._gate.ref(seq)
+        seq.shares = self._gate.shares(seq)
         seq.status = Status.RUNNING
         insort(self._running, seq, key=_arrival)
         return True
@@ -263,7 +267,7 @@ class Scheduler:
     def _vacate(self, seq: Sequence) -> None:
         del self._running[bisect_left(self._running, seq.arrival, key=_arrival)]
         self.tables.release(seq)
-        seq.slot = None
+        seq.shares = ()
 
     def _end(self, seq: Sequence, finish: Finish) -> None:
         """The one place where a sequence ends and gives up all it holds."""
@@ -318,7 +322,7 @@ class Scheduler:
             == sorted(of[Status.RUNNING], key=_arrival),
             "sequences: at most max_num_seqs run": self.running <= self.limits.max_num_seqs,
             "sequences: only the running hold pages or a slot": all(
-                not s.pages and s.slot is None and not s.computed
+                not s.pages and not s.shares and not s.computed
                 for s in live
                 if s.status is not Status.RUNNING
             ),

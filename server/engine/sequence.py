@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from weft.adapters.blend import Blend
 from weft.adapters.pool import SlotRef
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import PLAIN, Traits, last_occurrence
@@ -30,6 +31,14 @@ class Finish:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """An adapter's slot, and the weight of what it adds."""
+
+    ref: SlotRef
+    weight: float = 1.0
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
     """Child `index` of `request`. Only the scheduler changes it; others read.
@@ -40,6 +49,7 @@ class Sequence:
     computed: leading positions that have valid KV in `pages`
     uncopied: the last so many of those still to be copied, by the next step, from the adapter
     traits, base_until: what the adapter asks for; rows of positions below are the base's
+    shares: the slots of its adapters while it runs; one that does more than add comes first
     arrival: position in the order of all arrivals; decides who waits and who is preempted
     cached_tokens: prompt tokens that the prefix cache spared at first admission
     """
@@ -54,7 +64,7 @@ class Sequence:
     traits: Traits = PLAIN
     base_until: int = 0
     pages: list[int] = field(default_factory=list)
-    slot: SlotRef | None = None
+    shares: tuple[Share, ...] = ()
     finish: Finish | None = None
     cached_tokens: int = 0
     preemptions: int = 0
@@ -68,9 +78,9 @@ class Sequence:
         return self.request.tenant
 
     @property
-    def adapter(self) -> str | None:
-        """Digest of the adapter version; None for the base model."""
-        return self.request.adapter
+    def blend(self) -> Blend:
+        """The adapter versions that compute it; empty for the base model."""
+        return self.request.blend
 
     @property
     def sampling(self) -> Sampling:

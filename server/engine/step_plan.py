@@ -1,8 +1,8 @@
-"""What one step computes: rows of sequences, sorted by adapter slot. Knows no tensors."""
+"""What one step computes: rows of sequences, sorted by adapter slots. Knows no tensors."""
 
 from dataclasses import dataclass
 
-from weft.server.engine.sequence import Sequence
+from weft.server.engine.sequence import Sequence, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +25,36 @@ class Scheduled:
         return self.start + self.count
 
     @property
-    def slot(self) -> int:
-        """The adapter slot that computes the last row; -1 for the base model."""
-        slot = self.seq.slot
-        return -1 if slot is None or self.stop <= self.seq.base_until else slot.slot
+    def shares(self) -> tuple[Share, ...]:
+        """What computes the last row; empty for the base model."""
+        return () if self.stop <= self.seq.base_until else self.seq.shares
 
     @property
     def slots(self) -> list[int]:
-        """The adapter slot that computes each row: the base's own rows come first."""
+        """For each row the slot that computes it, of several the first one.
+
+        -1 for the base, whose own rows come first, and where none is used just as it is.
+        """
         base = min(max(self.seq.base_until - self.start, 0), self.count)
-        return [-1] * base + [self.slot] * (self.count - base)
+        whole = self.shares and self.shares[0].weight == 1
+        slot = self.shares[0].ref.slot if whole else -1
+        return [-1] * base + [slot] * (self.count - base)
+
+    @property
+    def further(self) -> tuple[Share, ...]:
+        """What else is added to all rows."""
+        whole = self.shares and self.shares[0].weight == 1
+        return self.shares[1:] if whole else self.shares
+
+    @property
+    def order(self) -> tuple[tuple[int, ...], int]:
+        """By adapters, so that a step has few segments, and then by arrival."""
+        return tuple(share.ref.slot for share in self.shares), self.seq.arrival
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step's work: base rows first, then ascending by adapter slot. Empty: nothing to do."""
+    """One step's work: base rows first, then ascending by adapter slots. Empty: nothing to do."""
 
     items: tuple[Scheduled, ...]
 

@@ -146,7 +146,7 @@ def _result(plan: Plan, outcomes: dict[str, list[Outcome]]) -> Json:
         "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": plan.seed},
         "margin": MARGIN,
         "models": [
-            asdict(judgement) | {"digest": model.adapter, "outcomes": _rows(outcomes[model.name])}
+            asdict(judgement) | {"digest": model.digest, "outcomes": _rows(outcomes[model.name])}
             for model, judgement in zip(plan.models, judged, strict=True)
         ],
     }

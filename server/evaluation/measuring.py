@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import product
 
+from weft.adapters.blend import BASE, Blend, digest_of
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.client import EngineClient
 from weft.server.engine.messages import Generate, Sampling, Tokens
@@ -18,10 +19,15 @@ from weft.server.text import Text
 
 @dataclass(frozen=True)
 class Model:
-    """What is measured: its name in the API, and its version's digest, None for the base."""
+    """What is measured: its name in the API, and what computes it."""
 
     name: str
-    adapter: str | None
+    blend: Blend = BASE
+
+    @property
+    def digest(self) -> str | None:
+        """What identifies it; None for the base."""
+        return digest_of(self.blend) if self.blend else None
 
 
 class Measuring:
@@ -125,7 +131,7 @@ class Measuring:
             tenant=self._tenant,
             prompt=prompt,
             sampling=sampling,
-            adapter=model.adapter,
+            blend=model.blend,
         )
         async with aclosing(self._engine.generate(request)) as events:
             async for event in events:

@@ -5,6 +5,7 @@ import pytest
 from api_server import BASE, MESSAGES, REPLY, Api, tiny_text
 from fake_engine import BASE_DIGEST
 
+from weft.adapters.blend import Part, digest_of
 from weft.adapters.tenancy import TenantContext
 
 OTHER = TenantContext("other")
@@ -23,7 +24,7 @@ async def test_the_base_answers_to_its_names_and_to_none(api: Api, model: str | 
     assert answer.headers["x-adapter-id"] == BASE
     assert answer.headers["x-adapter-digest"] == BASE_DIGEST
     assert answer.json()["model"] == BASE
-    assert api.engine.requests[0].adapter is None
+    assert api.engine.requests[0].blend == ()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ async def test_an_adapter_is_chosen_by_header_or_model(
     assert answer.headers["x-adapter-id"] == "pirate@1"
     assert answer.headers["x-adapter-digest"] == digest
     assert answer.json()["system_fingerprint"] == f"fp_{BASE_DIGEST[:10]}_{digest[:10]}"
-    assert api.engine.requests[0].adapter == digest
+    assert api.engine.requests[0].blend == (Part(digest),)
 
 
 async def test_an_older_version_can_be_named(api: Api) -> None:
@@ -92,7 +93,7 @@ async def test_an_unknown_name_is_404_and_never_the_base(api: Api, name: str) ->
         if name.strip() == "pirate":
             continue
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
-    assert all(request.adapter is not None for request in api.engine.requests)
+    assert all(request.blend for request in api.engine.requests)
 
 
 async def test_an_empty_header_is_not_the_base(api: Api) -> None:
@@ -117,3 +118,43 @@ async def test_a_damaged_version_is_withdrawn_until_it_is_put_again(api: Api) ->
     assert (await ask(api, BASE)).json()["choices"][0]["message"]["content"] == REPLY
     await api.add("pirate")
     assert (await ask(api, "pirate")).status_code == 200
+
+
+# ---- several adapters
+
+
+@pytest.mark.parametrize("by_header", [True, False])
+async def test_several_adapters_with_weights(api: Api, by_header: bool) -> None:
+    one, two = await api.add("pirate", seed=1), await api.add("poet", seed=2)
+    words = "pirate:0.7,poet@1:0.3"
+    answer = await (ask(api, **{"X-Adapter-ID": words}) if by_header else ask(api, words))
+    assert answer.status_code == 200, answer.text
+    blend = (Part(one, 0.7), Part(two, 0.3))
+    assert api.engine.requests[0].blend == blend
+    assert answer.headers["x-adapter-id"] == "pirate@1:0.7,poet@1:0.3"
+    assert answer.headers["x-adapter-digest"] == digest_of(blend)
+    assert answer.json()["model"] == words
+    counts = {label.adapter: c.requests for label, c in api.services.metrics.adapters.items()}
+    assert counts == {"pirate": 1, "poet": 1}
+    api.check()
+
+
+async def test_a_blend_names_what_is_unknown_or_does_not_fit_and_holds_nothing(api: Api) -> None:
+    await api.add("pirate", seed=1)
+    unknown = await ask(api, "pirate:0.5,nobody:0.5")
+    assert unknown.json()["error"]["code"] == "model_not_found"
+    api.engine.virtual_tokens = 5
+    await api.add("one", seed=2)
+    await api.add("two", seed=3)
+    both = await ask(api, "one,two")
+    assert both.status_code == 400
+    assert "one@1 and two@1" in both.json()["error"]["message"]
+    assert api.engine.requests == []
+    api.check()
+
+
+async def test_one_adapter_of_a_blend_as_it_is_answers_as_alone(api: Api) -> None:
+    digest = await api.add("pirate")
+    answer = await ask(api, "pirate:1")
+    assert answer.headers["x-adapter-id"] == "pirate@1"
+    assert answer.headers["x-adapter-digest"] == digest

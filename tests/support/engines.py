@@ -8,6 +8,7 @@ from typing import Any
 
 from tiny_models import save_tiny
 
+from weft.adapters.blend import alone
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.engine import Engine
@@ -61,7 +62,12 @@ def greedy(
     n = more.pop("n", 1)
     settings = {"max_tokens": tokens, "temperature": 0.0, "ignore_eos": True, **more}
     return Generate(
-        id=name, tenant=TENANT, prompt=prompt, sampling=Sampling(**settings), adapter=adapter, n=n
+        id=name,
+        tenant=TENANT,
+        prompt=prompt,
+        sampling=Sampling(**settings),
+        blend=alone(adapter),
+        n=n,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
+from weft.adapters.blend import text_of
 from weft.server.engine.client import EngineUnavailable
 from weft.server.engine.messages import (
     AdapterState,
@@ -169,7 +170,7 @@ class FakeEngine:
     def _line(self, request: Generate) -> list[int]:
         """All tokens that a child will get."""
         sampling = request.sampling
-        line = [*self.replies.get(request.adapter or "", self.reply), EOS]
+        line = [*self.replies.get(text_of(request.blend), self.reply), EOS]
         if sampling.ignore_eos:
             line += [EOS] * sampling.max_tokens
         ends = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS,))}
@@ -185,7 +186,7 @@ class FakeEngine:
         stopped = bool(tokens) and not line and tokens[-1] in ends
         prompt = None
         if first and (top := sampling.prompt_logprobs) is not None:
-            loss = self.losses.get(request.adapter or "", 0.5)
+            loss = self.losses.get(text_of(request.blend), 0.5)
             prompt = (None, *(logprobs_of(token, top, loss) for token in request.prompt[1:]))
         top = sampling.logprobs
         return Tokens(

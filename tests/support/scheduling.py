@@ -9,6 +9,7 @@ from random import Random
 
 from fake_residency import FakeResidency
 
+from weft.adapters.blend import alone
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.messages import Generate, Sampling
 from weft.server.engine.prefix_cache import PrefixRoot
@@ -49,7 +50,7 @@ def request(
         tenant=TenantContext(tenant, weight),
         prompt=tuple(prompt),
         sampling=Sampling(max_tokens=max_tokens, **sampling),  # type: ignore[arg-type]
-        adapter=adapter,
+        blend=alone(adapter),
         n=n,
     )
 
@@ -154,8 +155,8 @@ class World:
 
     def _check_plan(self, plan: StepPlan) -> None:
         config = self.scheduler.limits
-        slots = [item.slot for item in plan.items]
-        assert slots == sorted(slots)
+        shares = [tuple(share.ref.slot for share in item.shares) for item in plan.items]
+        assert shares == sorted(shares)
         assert len({item.seq for item in plan.items}) == len(plan.items) <= config.max_num_seqs
         assert plan.rows <= config.max_num_batched_tokens
         for item in plan.items:
@@ -164,12 +165,13 @@ class World:
             assert item.start == seq.computed
             assert item.samples == (item.stop == seq.length and seq.sampling.max_tokens > 0)
             assert item.start >= seq.traits.prefix
-            computed_with = seq.slot and self.residency.computes(seq.slot)
-            assert computed_with == seq.adapter
-            assert item.slots == [
-                seq.slot.slot if seq.slot and position >= seq.base_until else -1
-                for position in range(item.start, item.stop)
-            ]
+            used = [(self.residency.computes(s.ref), s.weight) for s in seq.shares]
+            assert sorted(used, key=str) == sorted(seq.blend, key=str)
+            assert len(item.slots) == item.count
+            base = [position < seq.base_until for position in range(item.start, item.stop)]
+            assert all(
+                slot == -1 for slot, of_base in zip(item.slots, base, strict=True) if of_base
+            )
 
     def _compute(self, plan: StepPlan) -> None:
         for item in plan.items:
@@ -198,8 +200,8 @@ class World:
         identities = [*range(-seq.lead, 0), *seq.tokens]
         for position in range(len(prefix), len(identities)):
             before = prefix[-1] if prefix else hash(seq.tenant.id)
-            adapter = seq.adapter if position >= seq.base_until else None
-            prefix.append(hash((before, identities[position], adapter)))
+            blend = seq.blend if position >= seq.base_until else ()
+            prefix.append(hash((before, identities[position], blend)))
         return prefix
 
     def _check_rest(self) -> None:

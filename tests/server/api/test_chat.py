@@ -59,7 +59,7 @@ async def test_the_engine_gets_the_rendered_prompt_and_openais_defaults(api: Api
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
     assert sampling.max_tokens == api.engine.max_model_len - len(request.prompt)
-    assert request.adapter is None
+    assert request.blend == ()
 
 
 async def test_every_sampling_field_reaches_the_engine(api: Api) -> None:

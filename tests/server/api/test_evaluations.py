@@ -11,6 +11,7 @@ from api_server import BASE, Api, tiny_text
 from api_server import api as make_api
 from fake_engine import FakeEngine
 
+from weft.adapters.blend import alone
 from weft.server.api import evaluations as routes
 from weft.server.engine.client import EngineUnavailable
 from weft.server.evaluation import evaluations, outcome
@@ -109,7 +110,7 @@ async def test_requests_are_few_mixed_and_in_the_background(api: Api) -> None:
         await ended(api, client, started["id"])
     asked = api.engine.requests
     assert most == 8  # a quarter of max_num_seqs
-    assert {request.adapter for request in asked[:4]} == {None, digest}
+    assert {request.blend for request in asked[:4]} == {(), alone(digest)}
     assert {request.tenant.id for request in asked} == {"default/background"}
     assert {request.tenant.weight for request in asked} == {0.1}
 

@@ -13,7 +13,7 @@ from weft.adapters.traits import Traits
 from weft.kernels.segments import Segment
 from weft.server.engine.batch import StepBatch, build
 from weft.server.engine.messages import Generate, Sampling
-from weft.server.engine.sequence import Sequence
+from weft.server.engine.sequence import Sequence, Share
 from weft.server.engine.step_plan import Scheduled, StepPlan
 
 PAGE_SIZE = 4
@@ -41,7 +41,7 @@ def scheduled(
     )
     pages = list(range(first_page, first_page + -(-tokens // PAGE_SIZE)))[::-1]
     seq = Sequence(request, 0, 0, list(ids), computed=start, pages=pages)
-    seq.slot = None if slot is None else SlotRef(slot, 1)
+    seq.shares = () if slot is None else (Share(SlotRef(slot, 1)),)
     sampled = start + count == tokens if samples is None else samples
     return Scheduled(seq, start, count, sampled)
 
@@ -112,7 +112,7 @@ def test_rows_of_any_plan(shapes: list[tuple[int, float, float, int]]) -> None:
         start = int(where * (tokens - 1))
         count = 1 + int(much * (tokens - start - 1))
         item = scheduled(tokens=tokens, start=start, count=count, first_page=page)
-        item.seq.slot = None if slot < 0 else SlotRef(slot, 1)
+        item.seq.shares = () if slot < 0 else (Share(SlotRef(slot, 1)),)
         items.append(item)
         page += len(item.seq.pages)
     batch = batch_of(*items)
@@ -128,7 +128,7 @@ def test_rows_of_any_plan(shapes: list[tuple[int, float, float, int]]) -> None:
             assert batch.input_ids[0, row] == item.seq.tokens[position]
             assert batch.position_ids[0, row] == position
             assert (page, offset) == (table[position // PAGE_SIZE], position % PAGE_SIZE)
-            assert slots[row] == item.slot
+            assert slots[row] == item.slots[-1]
             row += 1
         assert batch.paged.kv_lens[index] == item.start + item.count
     assert batch.paged.query_starts[-1] == row == batch.input_ids.shape[1]
@@ -150,7 +150,7 @@ def test_positions_of_an_adapter_before_the_prompt() -> None:
     assert batch.input_ids.tolist() == [[100, 101, 102, 0, 0, 100, 101, 102, 103]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 4, 5, 6, 7]]
     assert batch.paged.slot_mapping.tolist() == [20, 21, 22, 14, 15, 8, 9, 10, 11]
-    assert batch.virtual == (VirtualRows(3, slice(3, 5), 2),)
+    assert batch.virtual == (VirtualRows((3,), slice(3, 5), 2),)
 
 
 def test_prompt_logprobs_behind_an_adapters_positions() -> None:
@@ -171,4 +171,4 @@ def test_rows_before_an_invocation_are_the_bases() -> None:
     assert batch.kept_segments.items == (Segment(3, 3, 5),)
     item.seq.base_until = 100
     assert not batch_of(item).segments
-    assert item.slot == -1
+    assert item.shares == ()

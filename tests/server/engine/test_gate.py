@@ -6,6 +6,7 @@ import pytest
 from fake_residency import FakeResidency
 from scheduling import Clock, World, limits, request
 
+from weft.adapters.blend import text_of
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
 from weft.adapters.traits import PLAIN, Traits
@@ -34,8 +35,9 @@ class Load:
                     request(f"{digest}-{self.number}", 6, max_tokens=8, adapter=digest)
                 )
         for item in self.world.step(seconds).items:
-            if item.seq.adapter in self.served:
-                self.served[item.seq.adapter].append(self.world.clock.now)
+            digest = text_of(item.seq.blend)
+            if digest in self.served:
+                self.served[digest].append(self.world.clock.now)
 
     def run(self, seconds: float) -> None:
         """Steps for that long."""
@@ -187,7 +189,7 @@ def test_a_drained_adapter_does_not_slip_back_in_before_its_room_is_taken() -> N
         world.scheduler.add(request(f"cold-{number}", max_tokens=90, adapter=f"a{number}"))
     world.step()
     world.clock.now += PATIENCE
-    world.until(lambda: {"a2", "a3"} <= {item.seq.adapter for item in world.step().items})
+    world.until(lambda: {"a2", "a3"} <= {text_of(item.seq.blend) for item in world.step().items})
     assert world.scheduler.preemptions == 2
 
 

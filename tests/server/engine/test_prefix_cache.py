@@ -88,7 +88,7 @@ def test_each_part_of_the_root_changes_the_key() -> None:
         replace(ROOT, kv_dtype="bfloat16"),
     ]
     keys = [root.key("tenant", "adapter") for root in roots]
-    keys += [ROOT.key("other", "adapter"), ROOT.key("tenant", "other"), ROOT.key("tenant", None)]
+    keys += [ROOT.key("other", "adapter"), ROOT.key("tenant", "other"), ROOT.key("tenant", "")]
     assert len(set(keys)) == len(keys)
 
 

@@ -245,7 +245,7 @@ def test_rows_are_sorted_by_slot_with_the_base_first() -> None:
     for number, name in enumerate(["a3", None, "a1", "a3", "a0", None]):
         world.scheduler.add(request(f"r{number}", adapter=name, max_tokens=30))
     plans = [world.step() for _ in range(12)]
-    slots = [item.slot for item in plans[-1].items]
+    slots = [item.slots[0] for item in plans[-1].items]
     assert len(slots) == 6
     assert slots == sorted(slots)
     assert slots[:2] == [-1, -1]
@@ -459,8 +459,8 @@ def test_rows_before_an_invocation_are_scheduled_with_the_base() -> None:
     world = World(residency=bringing(Traits(invocation=(7, 8))))
     world.scheduler.add(request("r", (*range(20, 40), 7, 8, 7), adapter="a0", max_tokens=3))
     first = first_plan(world)
-    assert [item.slot for item in first.items] == [-1]
+    assert [item.shares for item in first.items] == [()]
     (second,) = world.step().items
     assert second.slots == [-1] * 4 + [0] * 3
-    assert [item.slot for item in world.step().items] == [0]
+    assert [item.slots for item in world.step().items] == [[0]]
     world.run()

@@ -48,7 +48,7 @@ class Asked:
     def answer(self) -> tuple[str, list[int]]:
         """How it ends, and with which tokens, if nothing disturbs it."""
         sampling, prompt = self.request.sampling, len(self.request.prompt)
-        lead = TRAITS.get(self.request.adapter or "", PLAIN).lead
+        lead = sum(TRAITS.get(part.digest, PLAIN).lead for part in self.request.blend)
         stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS,))}
         tokens: list[int] = []
         while len(tokens) < min(sampling.max_tokens, self.max_model_len - lead - prompt):
