@@ -117,9 +117,15 @@ def rollback(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None
 def _upload(folder: Path, send: Callable[[Upload], Any]) -> Any:
     """Sends an adapter's two files, after a look that spares sending what would be refused."""
     try:
-        weights = read_checkpoint(folder).weights
+        checkpoint = read_checkpoint(folder)
     except AdapterInvalid as refusal:
         raise Refusal(f"{folder}: {refusal}") from None
+    if checkpoint.head is not None:
+        raise Refusal(
+            f"{folder}: a head cannot be uploaded: load the folder by its path, or remove "
+            f"{checkpoint.head.weights.name} if the head was not trained"
+        )
+    weights = checkpoint.weights
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(f"{folder.name}: sending", total=weights.stat().st_size)
