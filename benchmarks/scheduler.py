@@ -67,6 +67,7 @@ class Resident:
         return self._pool.acquire(digest)
 
     def traits(self, ref: SlotRef) -> Traits:
+        """Of a LoRA."""
         return PLAIN
 
     def release(self, ref: SlotRef) -> None:

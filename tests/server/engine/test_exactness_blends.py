@@ -28,9 +28,15 @@ class BlendOracle(LoopOracle):
     Merging a LoRA of an embedding would change a tied head, too, which peft otherwise does not.
     """
 
-    def __init__(self, arch: str, blend: Blended, prompt: Path | None = None) -> None:
+    def __init__(
+        self, arch: str, blend: Blended, prompt: Path | None = None, beneath: Path | None = None
+    ) -> None:
+        """beneath: an adapter that is merged into the base before"""
         (first, _), *others = blend
-        model: Any = load_peft(tiny_model(arch), first)
+        base: Any = tiny_model(arch)
+        if beneath is not None:
+            base = load_peft(base, beneath).merge_and_unload()
+        model: Any = load_peft(base, first)
         names = ["default", *(f"other-{number}" for number in range(len(others)))]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -96,6 +102,18 @@ def test_blends_equal_pefts_in_mixed_batches(arch: str, tmp_path: Path) -> None:
             assert_same(answers["base"], base.answer, "base")
             for number, question in enumerate(questions):
                 assert_same(answers[str(number)], question.answer, f"case {number}")
+
+
+def test_one_of_them_may_do_more_than_add(tmp_path: Path) -> None:
+    one, two, _ = loras(tmp_path, "llama")
+    dora = save_lora(tmp_path / "dora", "llama", r=3, target_modules=["up_proj"], use_dora=True)
+    oracle = BlendOracle("llama", [(one, 0.5), (two, 1.0)], beneath=dora)
+    question = oracle.question(prompts(Random(1), 14), NEW_TOKENS)
+    with tiny_engine(tmp_path) as engine:
+        first, second, changed = (store_of(tmp_path).put(path) for path in (one, two, dora))
+        parts = (Part(first, 0.5), Part(second), Part(changed))
+        answers = answers_of(run(engine, asked("blend", question.prompt, parts)))
+    assert_same(answers["blend"], question.answer, "blend")
 
 
 def test_what_cannot_be_combined_ends_at_once(tmp_path: Path) -> None:

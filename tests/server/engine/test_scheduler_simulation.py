@@ -11,8 +11,10 @@ from zlib import crc32
 
 import pytest
 from fake_residency import FakeResidency
+from msgspec import structs
 from scheduling import EOS, ROOT, World, limits, request
 
+from weft.adapters.blend import Part
 from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.messages import Generate
 from weft.server.engine.sequence import Sequence
@@ -66,13 +68,15 @@ class Simulation:
         self.random = random = Random(seed)
         residency = FakeResidency(
             capacity=random.choice([40, 70, 120]),
-            slots=random.choice([1, 2, 4]),
+            slots=random.choice([1, 2, 4, 4]),
             sizes=ADAPTERS,
             load_steps=random.choice([0, 1, 5]),
             install_steps=random.choice([1, 3]),
             broken={"broken"},
             traits=TRAITS,
         )
+        # The largest two of those that fit alone, however the memory is cut up.
+        self._holds_two = residency.pool.slots >= 4 and residency.pool.capacity >= 120
         config = limits(
             max_num_seqs=random.choice([1, 3, 8, 16]),
             max_num_batched_tokens=random.choice([16, 17, 64]),
@@ -113,6 +117,10 @@ class Simulation:
             stop_token_ids=random.choice([(), (3, 4)]),
             prompt_logprobs=random.choice([None, None, None, 0]),
         )
+        if self._holds_two and random.random() < 0.2:
+            digests = random.sample(sorted(ADAPTERS), 2)
+            weights = random.choices([1.0, 1.0, 0.5], k=2)
+            asked = structs.replace(asked, blend=tuple(map(Part, digests, weights)))
         max_model_len = self.world.scheduler.limits.max_model_len
         for index in range(asked.n):
             self.asked[name, index] = Asked(asked, index, self.seed, max_model_len)
