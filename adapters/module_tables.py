@@ -27,7 +27,7 @@ class ModuleTables:
     in_use: called with the kinds of operations that slots have, each time that may change
 
     low_rank: the low-rank pairs, or None where the module cannot take any
-    inputs, outputs: the tables in use with their verbs, in the order of the stages
+    inputs, outputs, ends: the tables in use with their verbs, in the order of the stages
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class ModuleTables:
         self.low_rank = _low_rank_table(module, arena, slots)
         self.inputs: tuple[tuple[InputVerb, Table], ...] = ()
         self.outputs: tuple[tuple[OutputVerb, Table], ...] = ()
+        self.ends: tuple[tuple[OutputVerb, Table], ...] = ()
 
     def accepts(self, op: Operation) -> bool:
         """Whether the module can take an operation of this kind."""
@@ -102,6 +103,7 @@ class ModuleTables:
         stages, users = self._stages, self._users
         self.inputs = tuple((v, self._any_table(k)) for k, v in stages.inputs.items() if users[k])
         self.outputs = tuple((v, self._any_table(k)) for k, v in stages.outputs.items() if users[k])
+        self.ends = tuple((v, self._any_table(k)) for k, v in stages.ends.items() if users[k])
         self._in_use([kind for kind, count in users.items() if count])
 
 

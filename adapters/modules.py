@@ -102,6 +102,9 @@ class Adapted(nn.Module):
             y = self.base(x)
         if self.state.layers:
             self.add_layers(y.view(-1, y.shape[-1]), self.rows(x))
+        for change, table in self.tables.ends:
+            if table.any_in(segments.slots):
+                change(y.view(-1, y.shape[-1]), self.rows(x), table, segments)
         return y
 
     def add_layers(self, y: Tensor, x: Tensor) -> None:

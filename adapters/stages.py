@@ -4,7 +4,7 @@ This is the one place that says so; `weft.adapters.operations` says what they me
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,17 +47,19 @@ OutputVerb = Callable[[Tensor, Tensor, Any, Segments], None]
 class Stages:
     """The operations that come before a module and those after it, in order.
 
+    ends: those after all others, also after what other versions add to the same rows
     apart: kinds that are not applied to an adapter's rows, but where a step asks for them
     """
 
     inputs: Mapping[type[Operation], InputVerb]
     outputs: Mapping[type[Operation], OutputVerb]
+    ends: Mapping[type[Operation], OutputVerb] = field(default_factory=dict)
     apart: frozenset[type[Operation]] = frozenset()
 
     @property
     def kinds(self) -> frozenset[type[Operation]]:
         """All operations that the module can take."""
-        return frozenset(self.inputs) | frozenset(self.outputs) | self.apart
+        return frozenset({*self.inputs, *self.outputs, *self.ends}) | self.apart
 
 
 def override_(y: Tensor, x: Tensor, table: SlotTable[nn.Module], segments: Segments) -> None:
@@ -113,5 +115,4 @@ def sublayer_stages(module: nn.Module, residual: Residual) -> Stages:
     def add_(y: Tensor, x: Tensor, table: SlotTable[Network], segments: Segments) -> None:
         bottleneck_add_(y, residual.take(y.shape[-1]), table, segments)
 
-    stages = stages_of(module)
-    return replace(stages, outputs={**stages.outputs, Bottleneck: add_})
+    return replace(stages_of(module), ends={Bottleneck: add_})

@@ -5,6 +5,8 @@ The fixtures and the script that made them: tests/fixtures/adapterhub.
 
 import json
 import shutil
+import warnings
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,15 @@ import pytest
 import torch
 from adapted_model import AdaptedModel, lower_folder
 from engines import greedy, run, store_of, tiny_engine
+from msgspec import structs
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft_adapters import redraw
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from weft.adapters.blend import Blend, Part, alone
 from weft.adapters.checkpoint import read_checkpoint
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid
 from weft.adapters.operations import Bottleneck, Override
@@ -74,22 +82,34 @@ def test_one_batch_of_all_and_the_base(arch: str) -> None:
 def test_the_engine_serves_a_mixed_batch(tmp_path: Path) -> None:
     cases = (None, *CASES["llama"])
     store = store_of(tmp_path)
-    digests = {case: case and store.put(FIXTURES / case) for case in cases}
-    with tiny_engine(tmp_path, model=str(FIXTURES / "llama"), arch="llama") as engine:
-        requests = [
-            greedy(case or "llama", tuple(IDS.tolist()), 1, digests[case], logprobs=VOCABULARY)
-            for case in cases
-        ]
-        found = {
-            event.id: dict(event.logprobs[0].top)
-            for event in run(engine, *requests)
-            if isinstance(event, Tokens) and event.logprobs
-        }
-    for case in cases:
-        name = case or "llama"
-        expected = EXPECTED[name][-1].log_softmax(-1)
-        logprobs = torch.tensor([found[name][token] for token in range(VOCABULARY)])
-        assert (logprobs - expected).abs().max() <= TOLERANCE, name
+    blends = {case or "llama": alone(case and store.put(FIXTURES / case)) for case in cases}
+    for name, logprobs in first_logprobs(tmp_path, blends).items():
+        difference = (logprobs - EXPECTED[name][-1].log_softmax(-1)).abs().max()
+        assert difference <= TOLERANCE, name
+
+
+def test_a_network_beside_a_weighted_lora_is_given_what_the_lora_adds_to(tmp_path: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["down_proj", "o_proj"])
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        lora = get_peft_model(base("llama"), config)
+        redraw(lora, 4)
+    lora.save_pretrained(str(tmp_path / "lora"))
+    for layer in lora.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_scale("default", 0.5)
+    merged = AdaptedModel(lora.merge_and_unload(), [FIXTURES / "pfeiffer"])
+    plain, expected = merged.logits(IDS.expand(2, -1), [-1, 0])[:, -1].log_softmax(-1)
+    store = store_of(tmp_path)
+    network = Part(store.put(FIXTURES / "pfeiffer"))
+    weighted = Part(store.put(tmp_path / "lora"), 0.5)
+    blends = {"both": (network, weighted), "turned": (weighted, network), "lora": (weighted,)}
+    found = first_logprobs(tmp_path, blends)
+    assert (found["lora"] - plain).abs().max() <= TOLERANCE
+    assert (found["both"] - expected).abs().max() <= TOLERANCE
+    assert (found["turned"] - expected).abs().max() <= TOLERANCE
+    assert (EXPECTED["pfeiffer"][-1].log_softmax(-1) - expected).abs().max() > 0.1
 
 
 def test_what_is_lowered() -> None:
@@ -238,6 +258,23 @@ def test_pickles_are_refused(safe: str, pickle: str, tmp_path: Path) -> None:
     (path / safe).rename(path / pickle)
     with pytest.raises(AdapterInvalid, match=f"convert it with.*{pickle}.*{safe}"):
         read_checkpoint(path)
+
+
+def first_logprobs(folder: Path, blends: Mapping[str, Blend]) -> dict[str, Tensor]:
+    """Log-probabilities after the fixtures' tokens by an engine on llama, all in one batch."""
+    requests = [
+        structs.replace(greedy(name, tuple(IDS.tolist()), 1, logprobs=VOCABULARY), blend=blend)
+        for name, blend in blends.items()
+    ]
+    found: dict[str, Tensor] = {}
+    with tiny_engine(folder, model=str(FIXTURES / "llama")) as engine:
+        for event in run(engine, *requests):
+            if isinstance(event, Tokens):
+                assert event.error is None, event.error
+                found[event.id] = torch.tensor(
+                    [value for _, value in sorted(event.logprobs[0].top)]
+                )
+    return found
 
 
 def copied(case: str, folder: Path) -> Path:
