@@ -81,7 +81,7 @@ def test_the_block_says_what_is_served(server: WeftProcess) -> None:
 
 def test_adapters_are_listed_and_shown(adapters: Any) -> None:
     heading, row = adapters("list").out.splitlines()
-    assert heading.split() == "name version state tier method rank bytes refs".split()
+    assert heading.split()[:5] == ["name", "version", "state", "tier", "method"]
     assert row.split()[:3] == ["shop", "1", "ready"]
     shown = adapters("show", "shop").out
     assert "shop@1" in shown
