@@ -8,11 +8,15 @@ from weft.server.errors import ApiError, ErrorCode, invalid
 
 
 class Admission:
-    """Counts sequences from admission to their end; refuses what would exceed `places`."""
+    """Counts sequences from admission to their end; refuses what would exceed `places`.
+
+    starting: adapters that are to be there from the beginning are still loading
+    """
 
     def __init__(self, places: int) -> None:
         self.places = places
         self.inside = 0
+        self.starting = False
         self.draining = False
         self._empty = asyncio.Event()
         self._empty.set()

@@ -219,6 +219,7 @@ async def _serve(launch: _Launch) -> None:
     try:
         text = await asyncio.to_thread(_text, launch.base)
         services = _services(launch, engine, text)
+        services.admission.starting = True
         server = _Server(create_app(services, launch.examples), services, view)
         await _until_ended(server, launch.sock, _finish_start(launch, services, ready))
     finally:
@@ -267,6 +268,7 @@ async def _finish_start(
         launch.view.progress("adapters", done, len(launch.sources))
         for tenant in services.tenants.contexts:
             await _install(services, tenant, source)
+    services.admission.starting = False
     names = [source.name for source in launch.sources]
     launch.view.serving(services.base_name, info, names, url_of(launch.sock))
 

@@ -25,8 +25,8 @@ async def ready(request: Request) -> Response:
     if services.admission.draining:
         raise ApiError(ErrorCode.DRAINING)
     stats = services.engine.stats
-    broken = bool(stats and stats.broken_invariants)
-    if broken or not await services.engine.probe():
+    unsound = services.admission.starting or bool(stats and stats.broken_invariants)
+    if unsound or not await services.engine.probe():
         raise ApiError(ErrorCode.ENGINE_UNAVAILABLE)
     return json_response({"status": "ready"})
 

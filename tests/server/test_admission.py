@@ -66,6 +66,16 @@ async def test_a_request_that_can_never_fit_is_refused(tmp_path: Path) -> None:
         made.check()
 
 
+async def test_a_server_is_not_ready_while_its_first_adapters_load(tmp_path: Path) -> None:
+    with api(tmp_path) as made:
+        made.services.admission.starting = True
+        async with made.client() as client:
+            assert (await client.get("/ready")).status_code == 503
+            assert (await client.get("/health")).status_code == 200
+            made.services.admission.starting = False
+            assert (await client.get("/ready")).status_code == 200
+
+
 async def test_a_draining_server_says_so(tmp_path: Path) -> None:
     with api(tmp_path) as made:
         made.services.admission.drain()
