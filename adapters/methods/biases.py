@@ -5,8 +5,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from weft.adapters.methods.draft import Draft
+from weft.adapters.methods.draft import Draft, equal
 from weft.adapters.methods.fields import Fields, invalid
+
+_ORIGINAL = ".original_module."
 
 Trained = Literal["none", "all", "only"]
 """Which biases the file holds: those of the modules that the method targets, or all."""
@@ -28,13 +30,30 @@ def take(draft: Draft, trained: Trained, targeted: Collection[str]) -> dict[str,
 
     Raises AdapterInvalid where the file lacks one.
     """
+    if trained == "none":
+        return {}
+    saved = _drop_originals(draft) if trained == "all" else frozenset()
     changed: dict[str, Tensor] = {}
     for module, owner in draft.base.owners.items():
         shape = owner.shapes.get("bias")
-        if shape is None or trained == "none":
+        if shape is None or module in saved:
             continue
         if module in targeted:
             changed[module] = draft.take(f"{module}.base_layer.bias", *shape)
         elif trained == "all":
             draft.replace(module, "bias", draft.named.take(f"{module}.bias", shape))
     return changed
+
+
+def _drop_originals(draft: Draft) -> frozenset[str]:
+    """The modules that are saved whole: the file holds the base's own biases of theirs too."""
+    modules = set()
+    for name in list(draft.named):
+        module = name.replace(_ORIGINAL, ".").removesuffix(".bias")
+        owner = draft.base.owners.get(module)
+        if _ORIGINAL in name and owner is not None and "bias" in owner.shapes:
+            own = draft.base.parameter(module, "bias").cpu()
+            if not equal(draft.named.take(name, tuple(own.shape)), own):
+                raise draft.named.refusal(name, "differs from the base's own bias")
+            modules.add(module)
+    return frozenset(modules)

@@ -122,7 +122,7 @@ def _why_foreign(name: str, modules: list[str], base: BaseModules) -> str:
             return reason
     module, lora, _ = name.rpartition(".lora_")
     if not lora:
-        return "is not a tensor of LoRA; whole tensors and biases of the base are not served"
+        return "is of the base itself: whole tensors and biases must be named in the configuration"
     if module not in base and _EXPERT.search(name):
         return "adapts one expert of a mixture, which this base computes as one fused tensor"
     if module not in base:

@@ -1,5 +1,6 @@
 """`modules_to_save`: whole modules that were trained beside an adapter, saved in its file."""
 
+import torch
 from torch import Tensor
 
 from weft.adapters.methods.draft import Draft
@@ -45,8 +46,11 @@ def replace_module(draft: Draft, module: str, part: str) -> None:
         for own, shape in parameters.shapes.items():
             plain = f"{owner}.{own}"
             wrapped = f"{module}.{part}{plain.removeprefix(module)}"
-            name = wrapped if wrapped in draft.named else plain
-            draft.replace(owner, own, _take(draft, name, shape))
+            names = [name for name in (plain, wrapped) if name in draft.named] or [plain]
+            value, *more = (_take(draft, name, shape) for name in names)
+            if more and not torch.equal(more[0], value):
+                raise draft.named.refusal(wrapped, f"differs from {plain}")
+            draft.replace(owner, own, value)
 
 
 def _take(draft: Draft, name: str, shape: tuple[int, ...]) -> Tensor:

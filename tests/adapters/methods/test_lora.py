@@ -117,6 +117,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "biases of targets": ("qwen2", {"target_modules": ["q_proj", "o_proj"], "bias": "lora_only"}),
     "all biases": ("qwen2", {"target_modules": ["q_proj", "o_proj"], "bias": "all"}),
     "all biases, with norms": ("gpt2", {"target_modules": ["c_attn"], "bias": "all"}),
+    "all biases beside saved modules": (
+        "gpt2",
+        {"target_modules": ["c_attn"], "bias": "all", "modules_to_save": ["ln_f", "0.mlp"]},
+    ),
     "no biases": ("llama", {"target_modules": LLAMA, "bias": "all"}),
     "biases of both kinds": (
         "gpt2",

@@ -166,14 +166,20 @@ MUTATIONS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         "lora_magnitude_vector: is a DoRA magnitude, but use_dora is not set",
     ),
     "adapter bias": (add(LAYER_0 + "self_attn.q_proj.lora_B.bias", 64), "lora_bias is not set"),
-    "base bias": (add(LAYER_0 + "self_attn.q_proj.base_layer.bias", 64), "biases of the base"),
-    "whole module": (add(LAYER_0 + "self_attn.q_proj.weight", 64, 64), "whole tensors"),
+    "base bias": (
+        add(LAYER_0 + "self_attn.q_proj.base_layer.bias", 64),
+        "must be named in the configuration",
+    ),
+    "whole module": (
+        add(LAYER_0 + "self_attn.q_proj.weight", 64, 64),
+        "must be named in the configuration",
+    ),
     "saved module": (add("base_model.model.lm_head.modules_to_save.weight", 9, 9), "modules_to"),
     "trained tokens": (
         add(EMBED + "token_adapter.trainable_tokens_delta", 2, 64),
         "trainable_token_indices is not set",
     ),
-    "norm": (add("base_model.model.model.norm.weight", 64), "whole tensors"),
+    "norm": (add("base_model.model.model.norm.weight", 64), "must be named in the configuration"),
     "LoRA on a norm": (add("base_model.model.model.norm.lora_A.weight", 4, 64), "is a LlamaRMSN"),
     "KaSA": (add(LAYER_0 + "self_attn.q_proj.lora_diag", 4), "kasa_config is not set"),
     "bare parameter": (
