@@ -31,7 +31,7 @@ MIXES: dict[str, Callable[[int], int | None]] = {
     "1 adapter": lambda _: 0,
     "32 adapters": lambda index: index,
 }
-console = Console()
+console = Console(width=140)
 
 
 def main(
