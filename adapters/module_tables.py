@@ -6,7 +6,7 @@ Knows no versions; the arena says which slot holds what, the wrapped module comp
 import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -17,6 +17,7 @@ from weft.kernels.low_rank import LowRankTable
 from weft.kernels.slot_table import SlotTable
 
 Table = LowRankTable | SlotTable[Any]
+Verb = TypeVar("Verb")
 
 
 class ModuleTables:
@@ -24,7 +25,7 @@ class ModuleTables:
 
     arena: 1-D, holds the operations' tensors   slots: how many there are
     stages: what the module can take, if its type does not tell
-    in_use: called with the kinds of operations that slots have, each time that may change
+    in_use: called with the kinds of operations that slots have, each time that changes
 
     low_rank: the low-rank pairs, or None where the module cannot take any
     inputs, outputs, ends: the tables in use with their verbs, in the order of the stages
@@ -43,6 +44,7 @@ class ModuleTables:
         self._in_use = in_use
         self._kinds: dict[int, tuple[type[Operation], ...]] = {}
         self._users: Counter[type[Operation]] = Counter()
+        self._used: set[type[Operation]] = set()
         self._tables: dict[type[Operation], SlotTable[Any]] = {}
         self.low_rank = _low_rank_table(module, arena, slots)
         self.inputs: tuple[tuple[InputVerb, Table], ...] = ()
@@ -100,11 +102,19 @@ class ModuleTables:
         return self.table(kind)
 
     def _refresh(self) -> None:
-        stages, users = self._stages, self._users
-        self.inputs = tuple((v, self._any_table(k)) for k, v in stages.inputs.items() if users[k])
-        self.outputs = tuple((v, self._any_table(k)) for k, v in stages.outputs.items() if users[k])
-        self.ends = tuple((v, self._any_table(k)) for k, v in stages.ends.items() if users[k])
-        self._in_use([kind for kind, count in users.items() if count])
+        """Rebuilds what a step looks at, where other kinds are in use than before."""
+        used = {kind for kind, count in self._users.items() if count}
+        if used != self._used:
+            self._used = used
+            self.inputs = self._in_order(self._stages.inputs)
+            self.outputs = self._in_order(self._stages.outputs)
+            self.ends = self._in_order(self._stages.ends)
+            self._in_use(used)
+
+    def _in_order(self, verbs: Mapping[type[Operation], Verb]) -> tuple[tuple[Verb, Table], ...]:
+        return tuple(
+            (verb, self._any_table(kind)) for kind, verb in verbs.items() if kind in self._used
+        )
 
 
 def twin(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:

@@ -19,7 +19,7 @@ their own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import ClassVar, Self, TypeGuard
 
 import torch
@@ -55,12 +55,7 @@ class Operation:
     def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
         """The same operation with these tensors in place of its own, in the order of `tensors`."""
         source = iter(tensors)
-        names = (field.name for field in fields(self))
-        changed = {
-            name: _refilled(value, source)
-            for name, value in zip(names, self._values(), strict=True)
-        }
-        return replace(self, **changed)
+        return type(self)(*(_refilled(value, source) for value in self._values()))
 
     def stored_dtype(self, tensor: Tensor, arena: torch.dtype) -> torch.dtype:
         """The dtype in which one of the tensors lies in an arena of another dtype."""

@@ -93,7 +93,7 @@ def test_users_come_and_go() -> None:
     tables.clear(0)
     tables.clear(1)
     tables.clear(1)
-    assert told == [[Override], [Override], [Override], []]
+    assert told == [{Override}, set()]
 
 
 def test_a_twin_has_its_own_parameters_only() -> None:
