@@ -15,7 +15,7 @@ from weft.adapters.base import BaseModules
 from weft.adapters.module_tables import ModuleTables
 from weft.adapters.operations import Bottleneck, Operation, Override, VirtualTokens
 from weft.adapters.stages import ATTENTION, sublayer_stages
-from weft.adapters.sublayers import Residual, sublayers_of
+from weft.adapters.sublayers import Residual, Sublayer, sublayers_of
 from weft.kernels.segments import Segments
 
 _NONE = Segments((), 0)
@@ -51,12 +51,20 @@ class StepState:
     kept: adapter rows among the rows whose logits are wanted, which are all that the head sees
     virtual: the rows of virtual tokens
     layers: what is added to rows for which more than one adapter is used, or not just as it is
+    queries: of the attention layer that ran last, [rows, heads, dim]; set by it
     """
 
     segments: Segments = _NONE
     kept: Segments = _NONE
     virtual: tuple[VirtualRows, ...] = ()
     layers: tuple[Layer, ...] = ()
+    queries: Tensor | None = None
+
+    def attended(self) -> Tensor:
+        """The queries of the attention whose output is projected now."""
+        if self.queries is None:
+            raise RuntimeError("an attention's output was projected before it attended")
+        return self.queries
 
 
 class Adapted(nn.Module):
@@ -263,14 +271,12 @@ def adapt(
     """
     state = StepState()
     tables: dict[str, ModuleTables] = {}
-    norms = {
-        sublayer.output: model.get_submodule(sublayer.norm) for sublayer in sublayers_of(base.types)
-    }
+    sublayers = {sublayer.output: sublayer for sublayer in sublayers_of(base.types)}
     for name, target in base.items():
         if target.refusal is None:
             module = model.get_submodule(name)
-            if name in norms:
-                tables[name] = _sublayer_tables(module, norms[name], state, arena, slots)
+            if name in sublayers:
+                tables[name] = _sublayer_tables(model, sublayers[name], state, arena, slots)
             else:
                 tables[name] = ModuleTables(module, arena, slots)
             wrapper = _wrapper(module, is_head=name == base.head)
@@ -285,11 +291,13 @@ def adapt(
 
 
 def _sublayer_tables(
-    module: nn.Module, norm: nn.Module, state: StepState, arena: Tensor, slots: int
+    model: nn.Module, sublayer: Sublayer, state: StepState, arena: Tensor, slots: int
 ) -> ModuleTables:
-    """Of the module that ends the sublayer which begins with `norm`."""
+    """Of the module that the sublayer ends with."""
+    module, norm = map(model.get_submodule, (sublayer.output, sublayer.norm))
     residual = Residual(norm, lambda: networks.any_in(state.segments.slots))
-    stages = sublayer_stages(module, residual)
+    queries = state.attended if sublayer.part == "attention" else None
+    stages = sublayer_stages(module, residual, queries)
     tables = ModuleTables(module, arena, slots, stages=stages, in_use=residual.watch)
     networks = tables.table(Bottleneck)
     return tables

@@ -3,6 +3,7 @@
 In one module they are computed in this order, over the rows of the adapter that has them:
 
     x = InputRotation(x), InputScale(x)         what the module is given
+    x += AttendedPrompt(queries)                only where attention ends, or to y at the end
     y = base(x), or Override(x)                 as the base computes it, with its own bias
     y = RowOverride(y), OutputScale(y), OutputShift(y)
     y += LowRank(x), Dense(x), Sparse(x), Kronecker(x)
@@ -264,6 +265,23 @@ class Bottleneck(Operation):
     def has_effect(self) -> bool:
         """Whether what it adds is not 0 for all inputs."""
         return bool(self.up.any() or self.up_bias.any())
+
+
+@dataclass(frozen=True)
+class AttendedPrompt(Operation):
+    """`x += softmax(q keysᵀ / √dim) values` in each head, for the queries q of the attention.
+
+    x: what the attention's output projection is given, or in GPT-2 its output, as peft trains it
+
+    keys, values: [count, kv_heads, dim], the gate folded into the values
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def has_effect(self) -> bool:
+        """Whether a value is not 0."""
+        return bool(self.values.any())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from weft.adapters.operations import (
+    AttendedPrompt,
     AttentionPrefix,
     Bottleneck,
     Dense,
@@ -31,6 +32,7 @@ from weft.adapters.sublayers import Residual
 from weft.kernels.bottleneck import Network, bottleneck_add_
 from weft.kernels.dense import dense_add_, kronecker_add_, sparse_add_
 from weft.kernels.low_rank import low_rank_add_, low_rank_embed_add_
+from weft.kernels.prompt_attention import Prompt, attend_prompt_add_
 from weft.kernels.replacement import replace_embedded_, replace_outputs_
 from weft.kernels.rotation import rotate_blocks_, rotate_pairs_
 from weft.kernels.scale import scale_, shift_
@@ -109,10 +111,25 @@ def stages_of(module: nn.Module) -> Stages:
     return EMBEDDING if isinstance(module, nn.Embedding) else OTHER
 
 
-def sublayer_stages(module: nn.Module, residual: Residual) -> Stages:
-    """The stages of the module that a sublayer ends with."""
+def sublayer_stages(
+    module: nn.Module, residual: Residual, queries: Callable[[], Tensor] | None
+) -> Stages:
+    """The stages of the module that a sublayer ends with.
 
-    def add_(y: Tensor, x: Tensor, table: SlotTable[Network], segments: Segments) -> None:
+    queries: gives those of the sublayer if it is attention
+    """
+
+    def bottleneck_(y: Tensor, x: Tensor, table: SlotTable[Network], segments: Segments) -> None:
         bottleneck_add_(y, residual.take(y.shape[-1]), table, segments)
 
-    return replace(stages_of(module), ends={Bottleneck: add_})
+    stages = replace(stages_of(module), ends={Bottleneck: bottleneck_})
+    if queries is None:
+        return stages
+    given = queries
+
+    def attend_(y: Tensor, table: SlotTable[Prompt], segments: Segments) -> None:
+        attend_prompt_add_(y, given(), table, segments)
+
+    if isinstance(module, Conv1D):
+        return replace(stages, ends={AttendedPrompt: _on_output(attend_), **stages.ends})
+    return replace(stages, inputs={**stages.inputs, AttendedPrompt: attend_})

@@ -11,6 +11,7 @@ from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
 from weft.adapters.methods import (
     adalora,
+    adaption_prompt,
     beft,
     boft,
     bottleneck,
@@ -51,6 +52,7 @@ Lower = Callable[[Checkpoint, Mapping[str, Tensor], BaseModules], AdapterPlan]
 
 METHODS: Mapping[str, Lower] = {
     "ADALORA": adalora.lower,
+    "ADAPTION_PROMPT": adaption_prompt.lower,
     "BEFT": beft.lower,
     "BOFT": boft.lower,
     "C3A": c3a.lower,

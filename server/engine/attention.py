@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from weft.adapters.modules import StepState
 from weft.kernels.attention import PagedBatch, paged_attention, write_kv
 from weft.server.engine.checks import ModelUnsupported
 
@@ -38,9 +39,13 @@ class AttentionBackend(Protocol):
 
 @dataclass
 class AttentionStep:
-    """The step that runs now, shared by all layers of one model."""
+    """The step that runs now, shared by all layers of one model.
+
+    adapters: the same step as adapters see it, told of each layer's queries
+    """
 
     batch: PagedBatch | None = None
+    adapters: StepState | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class PagedLayer:
         batch = self.step.batch
         if batch is None:
             raise RuntimeError("attention was called outside a step")
+        if self.step.adapters is not None:
+            self.step.adapters.queries = q
         write_kv(k, v, self.k_pool, self.v_pool, batch)
         return paged_attention(
             q,

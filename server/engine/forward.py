@@ -32,6 +32,7 @@ class Forward:
         Returns float32 [K, vocabulary].
         """
         self.attention.batch = batch.paged
+        self.attention.adapters = self.adapters
         self.adapters.segments = batch.segments
         self.adapters.kept = batch.kept_segments
         self.adapters.virtual = batch.virtual

@@ -1,6 +1,6 @@
 """A tiny model whose modules are adapted, with lowered adapters in its slots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from weft.adapters.arena import Arena
-from weft.adapters.base import BaseModules
+from weft.adapters.base import BaseModules, KVShape
 from weft.adapters.checkpoint import read_checkpoint
 from weft.adapters.methods import lower
 from weft.adapters.modules import adapt
@@ -31,9 +31,13 @@ PAGE_SIZE = 4
 ALIGNMENT = 16
 
 
-def lower_folder(path: Path, model: PreTrainedModel) -> AdapterPlan:
+def lower_folder(
+    path: Path, model: PreTrainedModel, attention: Mapping[str, KVShape] | None = None
+) -> AdapterPlan:
+    """attention: see BaseModules"""
     checkpoint = read_checkpoint(path)
-    return lower(checkpoint, read_tensors(checkpoint), BaseModules.of(model))
+    base = BaseModules.of(model, attention=attention)
+    return lower(checkpoint, read_tensors(checkpoint), base)
 
 
 class AdaptedModel:
@@ -53,7 +57,7 @@ class AdaptedModel:
         spec = KVSpec.discover(self.model)
         base = BaseModules.of(self.model, spec.refused)
         self.plans = [
-            lower_folder(adapter, self.model) if isinstance(adapter, Path) else adapter
+            lower_folder(adapter, self.model, spec.shapes) if isinstance(adapter, Path) else adapter
             for adapter in adapters
         ]
         packed = [pack(p, torch.float32, ALIGNMENT, pin_memory=False) for p in self.plans]
