@@ -56,7 +56,7 @@ def test_a_killed_engine_ends_its_calls_and_comes_back(tmp_path: Path) -> None:
         assert await collect(client, "after", 6) == before
         await client.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_a_thread_serves_the_same_wire(tmp_path: Path) -> None:
