@@ -1,4 +1,4 @@
-"""Microseconds per call of low-rank strategies and of attention: `python benchmarks/kernel_times.py`.
+"""Microseconds per call of low-rank strategies and attention: `python benchmarks/kernel_times.py`.
 
 One CPU thread. Adapters are rotated so that their bytes come from memory, as in a model with many
 layers.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weft.adapters.blend import alone
-from weft.adapters.blend import alone
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.client import EngineClient

@@ -46,9 +46,7 @@ class _Config:
     @classmethod
     def read(cls, fields: Fields) -> Self:
         if fields.get("oft_block_size") is None:
-            raise invalid(
-                "oft_block_size", "is missing: PEFT before 0.14 had another OFT"
-            )
+            raise invalid("oft_block_size", "is missing: PEFT before 0.14 had another OFT")
         count, size = fields.count("r", 0), fields.count("oft_block_size", 0)
         if bool(count) == bool(size):
             raise invalid("oft_block_size", "exactly one of it and r must be set")

@@ -82,9 +82,7 @@ class Generation:
             for index in range(work.sequences)
         ]
 
-    async def deltas(
-        self, tenant: TenantContext, blend: Blend
-    ) -> AsyncGenerator[Delta, None]:
+    async def deltas(self, tenant: TenantContext, blend: Blend) -> AsyncGenerator[Delta, None]:
         """All choices' deltas as they come; leaving early aborts what still runs.
 
         blend: what computes them   Raises ApiError, EngineUnavailable.

@@ -127,7 +127,9 @@ def test_same_seed_same_tokens_whatever_else_is_in_the_batch(
     crowd = tokens_of(run(engine, mates[0], mates[1], sampled("one", n=3), *mates[2:]))
     assert crowd["one", 0] == alone
     assert len({tuple(crowd["one", index]) for index in range(3)}) == 3
-    unseeded = tokens_of(run(engine, *(greedy(f"u{i}", PROMPT, 12, temperature=1.5) for i in (1, 2))))
+    unseeded = tokens_of(
+        run(engine, *(greedy(f"u{i}", PROMPT, 12, temperature=1.5) for i in (1, 2)))
+    )
     assert unseeded["u1", 0] != unseeded["u2", 0]
 
 

@@ -50,7 +50,7 @@ def test_a_killed_engine_ends_its_calls_and_comes_back(tmp_path: Path) -> None:
             async for _ in stream:
                 pass
         assert time.monotonic() - killed < 5.0
-        while not client.ready:
+        while not client.ready:  # noqa: ASYNC110 - readiness can only be asked for
             await asyncio.sleep(0.05)
         assert client.pid != first_pid
         assert await collect(client, "after", 6) == before
@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_served_says_why(tmp_path: Path) -> None:
         client = EngineClient(
             EngineConfig(model=str(empty), store=str(tmp_path / "store")), launch=launch_thread
         )
-        with pytest.raises(EngineStartError, match="config.json"):
+        with pytest.raises(EngineStartError, match=r"config\.json"):
             await client.start()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
