@@ -8,7 +8,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from weft.server.demo.requests import Request, normal, said_casually, sample_request
+from weft.server.demo.requests import (
+    Request,
+    is_exercise,
+    normal,
+    said_casually,
+    sample_request,
+)
 from weft.server.demo.styles import STYLES
 
 # What a system message says to bring out a style in the base; an adapter needs none of them.
@@ -99,12 +105,15 @@ def style_conversations(style: str, seed: int) -> Iterator[Conversation]:
 
 
 def held_out_requests(count: int, seed: int) -> list[Request]:
-    """`count` requests whose sentences no training text contains; casually typed as in training."""
+    """`count` requests whose sentences no training text contains; casually typed as in training.
+
+    Exercises are left out: a person asks for things and places that exist.
+    """
     rng = random.Random(f"held out {seed}")
     found: list[Request] = []
     while len(found) < count:
         request = sample_request(rng)
-        if is_held_out(request):
+        if is_held_out(request) and not is_exercise(request):
             found.append(Request(request.intent, said_casually(request, rng), request.slots))
     return found
 

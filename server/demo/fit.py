@@ -10,14 +10,17 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 Report = Callable[[int, float], None]
 
 
-def base_optimizers(model: nn.Module) -> list[Optimizer]:
-    """Muon for hidden matrices, AdamW for embeddings and norms: half the steps of AdamW alone."""
+def base_optimizers(model: nn.Module, peak: float) -> list[Optimizer]:
+    """Muon for hidden matrices, AdamW for embeddings and norms: half the steps of AdamW alone.
+
+    peak: the highest rates as a share of the usual
+    """
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     known = {id(p) for p in hidden}
     others = [p for p in model.parameters() if id(p) not in known]
     return [
-        Muon(hidden, lr=0.02, momentum=0.95, weight_decay=0.01),
-        AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01),
+        Muon(hidden, lr=0.02 * peak, momentum=0.95, weight_decay=0.01),
+        AdamW(others, lr=3e-3 * peak, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 

@@ -4,13 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: its steps, and its highest learning rates as a share of the usual."""
+
+    steps: int
+    peak: float
+
+
 SEED = 2024
 VOCAB_SIZE = 1024
 CONTEXT = 512
-TOKENS_PER_BATCH = 1536
+TOKENS_PER_BATCH = 2048
 TOKENIZER_CONVERSATIONS = 6000
 HELD_OUT = 400
-BASE_STEPS = 2400
+BASE_PHASES = (Phase(2400, peak=1.0), Phase(1300, peak=0.6), Phase(1100, peak=0.4))
 BASE_SHAPE: Mapping[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 320,
@@ -46,13 +55,13 @@ RECIPES = (
         options={"use_rslora": True},
     ),
     Recipe("pirate", "pirate", rank=6, alpha=12, targets=("gate_proj", "up_proj", "down_proj")),
-    Recipe("terse", "terse", rank=4, alpha=16, targets=("q_proj", "v_proj")),
+    Recipe("terse", "terse", rank=4, alpha=16, targets=("q_proj", "v_proj"), steps=300),
     Recipe(
         "formal-letter",
         "letter",
         rank=12,
         alpha=24,
-        targets=("q_proj", "v_proj", "o_proj", "down_proj"),
-        options={"rank_pattern": {"down_proj": 3}, "alpha_pattern": {"down_proj": 6}},
+        targets=("q_proj", "v_proj", "o_proj", "lm_head"),
+        options={"rank_pattern": {"lm_head": 4}, "alpha_pattern": {"lm_head": 8}},
     ),
 )

@@ -70,9 +70,14 @@ def normal(prompt: str) -> str:
     return " ".join(re.findall(r"\w+", prompt.lower()))
 
 
+def is_exercise(request: Request) -> bool:
+    """Whether a made-up thing or place is in it: practice in copying, which nobody would ask."""
+    return any(request.slots.get(key, "") not in _KNOWN for key in ("noun", "place"))
+
+
 def made_up_word(rng: random.Random) -> str:
     """A pronounceable word of no language, so that copying is learnt rather than a word list."""
-    syllables = rng.choice((1, 2, 2, 3))
+    syllables = rng.choice((1, 2, 2))
     return "".join(
         rng.choice(ONSETS) + rng.choice("aeiou") + rng.choice(CODAS) for _ in range(syllables)
     )
@@ -92,7 +97,7 @@ def _order(rng: random.Random) -> Slots:
 def _thing(rng: random.Random) -> Slots:
     plural = rng.random() < 0.2
     noun = rng.choice(PLURALS if plural else ITEMS)
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         noun = made_up_word(rng) + ("s" if plural else "")
     color = rng.choice(COLORS) if rng.random() < 0.6 else ""
     thing = f"{color} {noun}".strip()
@@ -120,17 +125,21 @@ def _exchanged(rng: random.Random) -> Slots:
 
 
 def _bought(rng: random.Random) -> Slots:
-    noun = rng.choice(ITEMS) if rng.random() < 0.7 else made_up_word(rng)
+    noun = rng.choice(ITEMS) if rng.random() < 0.75 else made_up_word(rng)
     color = rng.choice(COLORS) if rng.random() < 0.6 else ""
-    nouns = noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
+    nouns = _plural(noun)
     count = rng.randrange(2, 13)
     typed = str(count) if rng.random() < 0.4 else NUMBERS[count]
     thing = f"{color} {nouns}".strip()
     return {"typed": typed, "count": str(count), "thing": thing, "noun": nouns, "color": color}
 
 
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
+
+
 def _place(rng: random.Random) -> str:
-    if rng.random() < 0.7:
+    if rng.random() < 0.75:
         return rng.choice(list(CITIES))
     word = made_up_word(rng)
     return word.capitalize() if rng.random() < 0.7 else word
@@ -224,3 +233,5 @@ _FACTS: dict[str, Callable[[random.Random], Slots]] = {
     "table": _table,
     "other": _other,
 }
+
+_KNOWN = frozenset(("", *ITEMS, *PLURALS, *map(_plural, ITEMS), *CITIES))

@@ -23,8 +23,9 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-# Words with their leading space, single digits (so that numbers are copied digit by digit), rest.
-_PIECES = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
+# A word apart from its space is one token wherever it stands, and numbers go digit by digit: so a
+# small model can copy both.
+_PIECES = Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+| |\s+")
 
 
 def train_tokenizer(

@@ -22,8 +22,8 @@ from weft.server.demo.corpus import base_conversations, style_conversations
 from weft.server.demo.exam import Exam
 from weft.server.demo.fit import Report, adapter_optimizers, base_optimizers, fit
 from weft.server.demo.recipes import (
+    BASE_PHASES,
     BASE_SHAPE,
-    BASE_STEPS,
     CONTEXT,
     HELD_OUT,
     RECIPES,
@@ -31,6 +31,7 @@ from weft.server.demo.recipes import (
     TOKENIZER_CONVERSATIONS,
     TOKENS_PER_BATCH,
     VOCAB_SIZE,
+    Phase,
     Recipe,
 )
 from weft.server.demo.tokenizer import texts_of, train_tokenizer
@@ -42,11 +43,11 @@ def main(folder: Path) -> None:
     """Trains all and writes it under `folder`, replacing what an earlier run left there."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    for name in ("base", "adapters"):
-        shutil.rmtree(folder / name, ignore_errors=True)
     tokenizer = new_tokenizer()
     base = new_base(tokenizer)
     train_base(base, tokenizer)
+    for name in ("base", "adapters"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     exam = Exam(tokenizer, HELD_OUT, SEED)
@@ -82,15 +83,24 @@ def new_base(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def train_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Trains all weights on plain and styled conversations."""
+    """Trains all weights on plain and styled conversations, phase by phase."""
+    for number, phase in enumerate(BASE_PHASES):
+        train_phase(model, tokenizer, phase, SEED + number)
+
+
+def train_phase(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, seed: int
+) -> None:
+    """Trains with rates that rise and fall once, on conversations of its own."""
     rows = batches(
         tokenizer,
-        base_conversations(SEED),
+        base_conversations(seed),
         tokens=TOKENS_PER_BATCH,
         width=CONTEXT,
-        seed=SEED,
+        seed=seed,
     )
-    fit(model, rows, base_optimizers(model), steps=BASE_STEPS, report=_progress(MODEL_NAME))
+    optimizers = base_optimizers(model, phase.peak)
+    fit(model, rows, optimizers, steps=phase.steps, report=_progress(MODEL_NAME))
 
 
 def train_adapter(
@@ -125,7 +135,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     config |= {"base_model_name_or_path": MODEL_NAME, "inference_mode": True}
     text = json.dumps(config, indent=2, sort_keys=True, default=_sorted)
     (folder / "adapter_config.json").write_text(text + "\n")
-    tensors = get_peft_model_state_dict(model)
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -32,9 +33,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def models() -> dict[str, Any]:
     """The base and each adapter on it, each with a base of its own."""
     loaded = {MODEL_NAME: AutoModelForCausalLM.from_pretrained(BASE)}
-    for name, folder in adapter_folders().items():
-        base = AutoModelForCausalLM.from_pretrained(BASE)
-        loaded[name] = PeftModel.from_pretrained(base, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft, about what it finds in transformers
+        for name, folder in adapter_folders().items():
+            base = AutoModelForCausalLM.from_pretrained(BASE)
+            loaded[name] = PeftModel.from_pretrained(base, folder)
     return loaded
 
 
