@@ -58,7 +58,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The model without weights (on the meta device), to read names, shapes and sizes from."""
     with torch.device("meta"):
-        return _from_config(config, torch.float32).eval()
+        model = _from_config(config, torch.float32)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def count_parameters(config: PreTrainedConfig) -> int:
