@@ -27,6 +27,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    sync_api.expect.set_options(timeout=30_000)  # a busy machine is no failure
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -89,10 +90,32 @@ def test_every_chosen_adapter_answers_side_by_side(open_page: Open) -> None:
         assert cards["pirate@1"].locator("code").inner_text() == DIGEST[:12]
         assert cards["pirate@1"].locator("code").get_attribute("title") == DIGEST
         figures = cards["pirate@1"].locator("dl").inner_text()
-        assert all(part in figures for part in ("to first token", "tokens/s", "3"))
+        assert all(part in figures for part in ("to first token", "3", "tokens"))
         assert page.get_by_role("status").inner_text() == "3 answers of 3 complete."
     assert {body["model"] for body in server.asked} == {"tiny", "pirate", "json"}
     assert all(body["stream"] and body["temperature"] == 0 for body in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("clock", "figures"),
+    [
+        ("{sent: 0, first: 100, last: 600, tokens: 11}", ["100 ms", "20", "11"]),
+        ("{sent: 0, first: 100, last: 2100, chunks: 5}", ["100 ms", "2.0", "5"]),
+        ("{sent: 0, first: 100, last: 101, tokens: 9}", ["100 ms", "9"]),
+        ("{sent: 0, first: 100, last: 100, tokens: 1}", ["100 ms", "1"]),
+        ("{sent: 0}", []),
+    ],
+)
+def test_figures_show_a_rate_only_where_one_can_be_told(
+    open_page: Open, clock: str, figures: list[str]
+) -> None:
+    with serving(PageServer()) as server:
+        page = open_page(server)
+        page.evaluate(
+            f"document.body.append(at('answer').content.cloneNode(true)); "
+            f"showFigures(document.body.lastElementChild, {clock})"
+        )
+        assert page.locator(".answer dd").all_inner_texts() == figures
 
 
 def test_only_the_chosen_adapters_are_asked(open_page: Open) -> None:
