@@ -1,5 +1,6 @@
 """`weft verify`: the adapter through peft and through weft, on this machine, side by side."""
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,6 +34,8 @@ def verify(
     from weft.server.detokenizer import TokenizerUnusable
     from weft.server.engine.checks import ModelUnsupported
     from weft.server.text import Text
+    # peft imports bitsandbytes, which recommends a package that nothing here needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from weft.server.verification import PeftFailed, verify_adapter
 
     prompts = tuple(prompt or PROMPTS)
