@@ -34,6 +34,7 @@ def verify(
     from weft.server.detokenizer import TokenizerUnusable
     from weft.server.engine.checks import ModelUnsupported
     from weft.server.text import Text
+
     # peft imports bitsandbytes, which recommends a package that nothing here needs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from weft.server.verification import PeftFailed, verify_adapter
