@@ -51,7 +51,8 @@ class Exam:
     def report(self) -> dict[str, Any]:
         """What each model scored, for `report.json`."""
         return {
-            "measure": "share of greedy answers equal to the expected one in every character",
+            "measure": "share of greedy answers equal to the expected one in every character; "
+            "prompts with made-up words are left out",
             "prompts": len(self._requests),
             "scores": self._scores,
         }
