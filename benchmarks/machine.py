@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "peft", "triton")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton")
 
 
 def fingerprint() -> dict[str, Any]:
@@ -42,10 +42,27 @@ def read_bandwidth(device: torch.device, gigabytes: float = 1.0, repeats: int = 
     return best
 
 
+def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Best floating-point operations per second of a large product, over `repeats` runs."""
+    size = 2048
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    best = 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        (left @ right)[0, 0].item()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def results_path(name: str) -> Path:
+    """Where `write_results` writes."""
+    return RESULTS / f"{name}.json"
+
+
 def write_results(name: str, results: dict[str, Any]) -> Path:
     """Writes `results/<name>.json` with the machine's fingerprint; returns its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = results_path(name)
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": fingerprint(), **results}, indent=2) + "\n")
     return path
 

@@ -1,0 +1,227 @@
+"""What does each method cost a decode step? 32 rows on one adapter, on 32, and on all methods.
+
+    python benchmarks/methods.py
+
+Base and adapter steps take turns in one process; a figure is the median of the turns' own ratios.
+Updates results/methods.json family by family and prints a table. `families.py` says what is what.
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Annotated, Any
+
+import machine
+import torch
+import typer
+import workload
+from decoder import ROWS, Decoder, Resident
+from families import FAMILIES, bytes_per_step, flops_per_row
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from weft.adapters.plan import AdapterPlan
+
+NAME = "methods"
+MIX = "all methods"
+BASES = {"embedded": workload.embedded, "half-billion": workload.qwen_half_billion}
+_NOT_MIXED = {"dense, all"}  # alone as large as all others together
+console = Console(width=140)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The machine's: bytes read and operations computed per second."""
+
+    bandwidth: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one step must at least read and compute."""
+
+    bytes: float
+    flops: float
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(self.bytes + other.bytes, self.flops + other.flops)
+
+    def seconds(self, limits: Limits) -> float:
+        """The least time: reading and computing at once."""
+        return max(self.bytes / limits.bandwidth, self.flops / limits.flops)
+
+
+def main(
+    models: Annotated[str, typer.Option(help="embedded, half-billion, or both")] = "both",
+    methods: Annotated[str, typer.Option(help="names of families, by semicolons; or all")] = "",
+    turns: Annotated[int, typer.Option(help="steps of each kind that are timed")] = 11,
+    context: Annotated[int, typer.Option(help="tokens that each row attends to")] = 64,
+    adapter_gib: Annotated[float, typer.Option(help="memory for adapters")] = 4.0,
+    threads: Annotated[int, typer.Option(help="torch threads")] = 1,
+) -> None:
+    """Runs the benchmark and updates its results file."""
+    names = [name.strip() for name in methods.split(";")] if methods else [*FAMILIES, MIX]
+    unknown = set(names) - {*FAMILIES, MIX}
+    if unknown:
+        raise typer.BadParameter(f"no such families: {sorted(unknown)}", param_hint="--methods")
+    torch.set_num_threads(threads)
+    settings = {"rows": ROWS, "context": context, "threads": threads}
+    for model in BASES if models == "both" else [models]:
+        base = BASES[model]()
+        decoder = Decoder(
+            base, context=context, adapter_memory=int(adapter_gib * 2**30), threads=threads
+        )
+        facts = decoder.host.facts
+        limits = Limits(
+            machine.read_bandwidth(facts.device), machine.matmul_peak(facts.device, facts.dtype)
+        )
+        with Progress(console=console) as progress:
+            task = progress.add_task(base.name, total=len(names))
+            for name in names:
+                progress.update(task, description=f"{base.name}: {name}")
+                entry = measure(decoder, base, name, turns, limits)
+                save(base.name, {**settings, "dtype": str(facts.dtype)}, name, entry)
+                progress.advance(task)
+    show(json.loads(machine.results_path(NAME).read_text()))
+
+
+def measure(
+    decoder: Decoder, base: workload.Base, name: str, turns: int, limits: Limits
+) -> dict[str, Any]:
+    """One family's figures."""
+    decoder.remove_adapters()
+    sides = mixed(decoder) if name == MIX else alone(decoder, name)
+    steps = {side: decoder.decode(adapters) for side, (adapters, _) in sides.items()}
+    plain = decoder.decode([])
+    seconds: dict[str, list[float]] = {side: [] for side in ("base", *steps)}
+    for turn in range(turns + 2):
+        for side, plan in (("base", plain), *steps.items()):
+            taken = decoder.seconds(plan)
+            if turn > 1:  # the first turns warm up
+                seconds[side].append(taken)
+    itemsize = decoder.host.facts.dtype.itemsize
+    load = Load(
+        base.step_bytes // 2 * itemsize + decoder.cache_bytes, base.step_bytes // 2 * 2 * ROWS
+    )
+    return {
+        "methods": FAMILIES[name].methods if name in FAMILIES else "one or two rows of each",
+        "adapter_bytes": decoder.stored_bytes(next(iter(sides.values()))[1][0]),
+        "base_tokens_per_second": ROWS / statistics.median(seconds["base"]),
+        "limits": {"bandwidth": limits.bandwidth, "flops": limits.flops},
+        "sides": {
+            side: figures(seconds["base"], seconds[side], load, added(plans, itemsize), limits)
+            | {"distinct": len(plans)}
+            for side, (_, plans) in sides.items()
+        },
+        "turns": turns,
+        "machine": machine.fingerprint(),
+    }
+
+
+Side = tuple[list[Resident], list[AdapterPlan]]
+
+
+def alone(decoder: Decoder, name: str) -> Mapping[str, Side]:
+    """One adapter of a family for all rows, and as many as there are rows, or fit."""
+    plan = FAMILIES[name].plan(name, decoder.host.base)
+    adapters = decoder.add_adapters(plan, ROWS)
+    return {
+        "one": (adapters[:1], [plan]),
+        "distinct": (adapters, [plan] * len(adapters)),
+    }
+
+
+def mixed(decoder: Decoder) -> Mapping[str, Side]:
+    """An adapter of each family, in one step."""
+    plans = [
+        family.plan(name, decoder.host.base)
+        for name, family in FAMILIES.items()
+        if name not in _NOT_MIXED
+    ]
+    return {"mix": (list(chain(*(decoder.add_adapters(plan, 1) for plan in plans))), plans)}
+
+
+def added(plans: Sequence[AdapterPlan], itemsize: int) -> Load:
+    """What the adapters add to a step in which all have as many rows."""
+    return Load(
+        sum(bytes_per_step(op, itemsize) for plan in plans for _, op in plan),
+        sum(flops_per_row(op) for plan in plans for _, op in plan) * ROWS / len(plans),
+    )
+
+
+def figures(
+    base: list[float], side: list[float], load: Load, more: Load, limits: Limits
+) -> dict[str, Any]:
+    """Speed, its ratio to the base turn by turn, and what the limits of the machine allow."""
+    ratios = sorted(b / s for b, s in zip(base, side, strict=True))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    floor = load.seconds(limits) / (load + more).seconds(limits)
+    # One row an adapter is bound by memory where the base is bound by computing.
+    apart = load.seconds(limits) / (load.seconds(limits) + more.seconds(limits))
+    return {
+        "tokens_per_second": ROWS / statistics.median(side),
+        "to_base": middle,
+        "to_base_quartiles": [low, high],
+        "added_bytes": more.bytes / load.bytes,
+        "added_flops": more.flops / load.flops,
+        "floor_to_base": floor,
+        "floor_to_base_one_after_the_other": apart,
+        "to_base_over_floor": middle / floor,
+    }
+
+
+def save(model: str, settings: dict[str, Any], name: str, entry: dict[str, Any]) -> None:
+    """Replaces one family's entry of the results file, or all of them if the settings changed."""
+    path = machine.results_path(NAME)
+    results = json.loads(path.read_text()) if path.exists() else {"models": {}}
+    kept = results["models"].get(model)
+    if kept is None or kept["settings"] != settings:
+        kept = {"settings": settings, "families": {}}
+    kept["families"][name] = entry
+    results["models"][model] = kept
+    machine.write_results(NAME, {"models": results["models"]})
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints one table a model."""
+    for model, kept in results["models"].items():
+        table = Table(title=f"{model}, {kept['settings']}")
+        for column in (
+            "family",
+            "side",
+            "adapters",
+            "KiB each",
+            "tokens/s",
+            "to base (quartiles)",
+            "more bytes",
+            "more FLOPs",
+            "floor's own",
+            "one after the other",
+            "over floor",
+        ):
+            table.add_column(column, justify="right")
+        for name, entry in kept["families"].items():
+            for side, found in entry["sides"].items():
+                low, high = found["to_base_quartiles"]
+                table.add_row(
+                    name,
+                    side,
+                    str(found["distinct"]),
+                    f"{entry['adapter_bytes'] / 1024:,.0f}",
+                    f"{found['tokens_per_second']:.0f}",
+                    f"{found['to_base']:.3f} ({low:.3f}–{high:.3f})",
+                    f"{found['added_bytes']:.1%}",
+                    f"{found['added_flops']:.1%}",
+                    f"{found['floor_to_base']:.3f}",
+                    f"{found['floor_to_base_one_after_the_other']:.3f}",
+                    f"{found['to_base_over_floor']:.3f}",
+                )
+        console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
