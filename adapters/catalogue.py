@@ -1,152 +1,144 @@
-"""Names and versions as rows: the queries of the registry. Knows no files and no holds.
+"""Names, versions and aliases as rows: the queries of the ledger. Knows no files and no holds.
 
 Callers hold the database's lock, and a transaction where they change something.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
 
+from weft.adapters.alias import Alias, Arm, read_arms, text_of
 from weft.adapters.database import Database
-from weft.adapters.tenancy import TenantContext
+from weft.adapters.version import Entry, Version
 
-_VERSION = "v.name, v.version, v.digest, v.bytes, v.created, v.report, v.failed"
-_CURRENT = """names n JOIN versions v
-    ON v.tenant = n.tenant AND v.name = n.name AND v.version = n.current"""
+Key = tuple[str, str]
+"""A tenant's id and a name of that tenant."""
 
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """An immutable version of a name. `failed` is why it cannot be served; None is ready.
-
-    bytes: of the weights file   created: seconds since 1970   report: what loading it found, JSON
-    """
-
-    name: str
-    version: int
-    digest: str
-    bytes: int
-    created: float
-    report: str
-    failed: str | None
-
-    @property
-    def id(self) -> str:
-        """How requests and answers call it: name@version."""
-        return f"{self.name}@{self.version}"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A name: the version it points to, whether it is pinned, how many versions it has."""
-
-    current: Version
-    pinned: bool
-    versions: int
+_NAMES = """SELECT n.tenant, n.name, n.current, n.pinned,
+        v.version, v.digest, v.bytes, v.created, v.report, v.retired
+    FROM names n JOIN versions v ON v.tenant = n.tenant AND v.name = n.name
+    WHERE n.current IS NOT NULL"""
+_ALIASES = "SELECT tenant, name, targets, previous, changed FROM aliases"
+_KEY = "tenant = ? AND name = ?"
 
 
 class Catalogue:
-    """The tables `names` and `versions`."""
+    """The tables `names`, `versions`, `failures` and `aliases`."""
 
     def __init__(self, database: Database) -> None:
         self._rows = database.rows
 
     # ---- looking
 
-    def entries(
-        self, ctx: TenantContext, after: str = "", limit: int = -1, name: str | None = None
-    ) -> list[Entry]:
-        """The tenant's names in order, those after `after`, or only `name`."""
-        rows = self._rows(
-            f"""SELECT {_VERSION}, n.pinned, (SELECT COUNT(*) FROM versions o
-                    WHERE o.tenant = n.tenant AND o.name = n.name)
-                FROM {_CURRENT}
-                WHERE n.tenant = ?1 AND {"n.name > ?2" if name is None else "n.name = ?2"}
-                ORDER BY n.name LIMIT ?3""",
-            (ctx.id, after if name is None else name, limit),
-        )
-        return [Entry(Version(*row[:-2]), bool(row[-2]), row[-1]) for row in rows]
+    def entries(self) -> Iterator[tuple[Key, Entry]]:
+        """All names that point to a version."""
+        rows = self._rows(f"{_NAMES} ORDER BY n.tenant, n.name, v.version")
+        for (tenant, name), versions in groupby(rows, lambda row: row[:2]):
+            yield (tenant, name), _entry(list(versions))
 
-    def current(self, ctx: TenantContext, name: str) -> Version | None:
-        """The version that a name points to."""
-        rows = self._rows(
-            f"SELECT {_VERSION} FROM {_CURRENT} WHERE n.tenant = ? AND n.name = ?", (ctx.id, name)
-        )
-        return Version(*rows[0]) if rows else None
+    def entry(self, key: Key) -> Entry | None:
+        """One name; None where it points to nothing."""
+        rows = self._rows(f"{_NAMES} AND n.tenant = ? AND n.name = ? ORDER BY v.version", key)
+        return _entry(rows) if rows else None
 
-    def version(self, ctx: TenantContext, name: str, version: int) -> Version | None:
-        """One version of a name."""
-        rows = self._rows(
-            f"SELECT {_VERSION} FROM versions v WHERE tenant = ? AND name = ? AND version = ?",
-            (ctx.id, name, version),
-        )
-        return Version(*rows[0]) if rows else None
+    def aliases(self) -> Iterator[tuple[Key, Alias]]:
+        """All aliases."""
+        for row in self._rows(_ALIASES):
+            yield row[:2], _alias(row)
 
-    def versions(self, ctx: TenantContext, name: str) -> list[Version]:
-        """All versions of a name, the oldest first."""
-        rows = self._rows(
-            f"SELECT {_VERSION} FROM versions v WHERE tenant = ? AND name = ? ORDER BY version",
-            (ctx.id, name),
-        )
-        return [Version(*row) for row in rows]
+    def alias(self, key: Key) -> Alias | None:
+        """One alias."""
+        rows = self._rows(f"{_ALIASES} WHERE {_KEY}", key)
+        return _alias(rows[0]) if rows else None
 
-    def has(self, digest: str) -> bool:
-        """Whether any version is of this digest."""
-        return bool(self._rows("SELECT 1 FROM versions WHERE digest = ? LIMIT 1", (digest,)))
+    def failures(self) -> dict[str, str]:
+        """Why digests cannot be served."""
+        return dict(self._rows("SELECT digest, reason FROM failures"))
 
-    def digests(self, *, failed: bool) -> set[str]:
-        """The digests of all versions that failed, or that did not."""
-        rows = self._rows(
-            "SELECT DISTINCT digest FROM versions WHERE (failed IS NOT NULL) = ?", (failed,)
-        )
-        return {digest for (digest,) in rows}
+    # ---- changing names
 
-    def pinned(self) -> set[str]:
-        """The digests that pinned names point to."""
-        rows = self._rows(f"SELECT DISTINCT v.digest FROM {_CURRENT} WHERE n.pinned")
-        return {digest for (digest,) in rows}
-
-    def dangling(self) -> bool:
-        """Whether a name points to a version that does not exist."""
-        return bool(
-            self._rows(
-                """SELECT 1 FROM names n LEFT JOIN versions v
-                    ON v.tenant = n.tenant AND v.name = n.name AND v.version = n.current
-                    WHERE n.current IS NOT NULL AND v.version IS NULL LIMIT 1"""
-            )
-        )
-
-    # ---- changing
-
-    def add(self, ctx: TenantContext, name: str, digest: str, nbytes: int, report: str) -> None:
+    def add(self, key: Key, digest: str, nbytes: int, report: str) -> None:
         """Adds a name's next version and points the name to it."""
+        self._retire(key)
         ((number,),) = self._rows(
             """INSERT INTO names (tenant, name, current, last) VALUES (?, ?, 1, 1)
                 ON CONFLICT DO UPDATE SET current = last + 1, last = last + 1 RETURNING last""",
-            (ctx.id, name),
+            key,
         )
         self._rows(
-            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
-            (ctx.id, name, number, digest, nbytes, time.time(), report),
+            """INSERT INTO versions (tenant, name, version, digest, bytes, created, report)
+                VALUES (?, ?, ?, ?, ?, ?, ?)""",
+            (*key, number, digest, nbytes, time.time(), report),
         )
 
-    def point(self, ctx: TenantContext, name: str, version: int) -> None:
+    def point(self, key: Key, version: int) -> None:
         """Points a name to another of its versions."""
+        self._retire(key)
+        self._rows(f"UPDATE names SET current = ? WHERE {_KEY}", (version, *key))
         self._rows(
-            "UPDATE names SET current = ? WHERE tenant = ? AND name = ?", (version, ctx.id, name)
+            f"UPDATE versions SET retired = NULL WHERE {_KEY} AND version = ?", (*key, version)
         )
 
-    def pin(self, ctx: TenantContext, name: str, *, pinned: bool) -> None:
+    def pin(self, key: Key, *, pinned: bool) -> None:
         """Records whether a name is pinned."""
+        self._rows(f"UPDATE names SET pinned = ? WHERE {_KEY}", (pinned, *key))
+
+    def drop(self, key: Key, version: int) -> None:
+        """Removes a version that its name does not point to."""
+        self._rows(f"DELETE FROM versions WHERE {_KEY} AND version = ?", (*key, version))
+        self._drop_failures()
+
+    def remove(self, key: Key) -> None:
+        """Removes a name and its versions; only the last version's number stays."""
+        self._rows(f"DELETE FROM versions WHERE {_KEY}", key)
+        self._rows(f"UPDATE names SET current = NULL, pinned = 0 WHERE {_KEY}", key)
+        self._drop_failures()
+
+    # ---- changing the rest
+
+    def fail(self, digest: str, reason: str) -> None:
+        """Records why all versions of a digest cannot be served."""
+        self._rows("INSERT OR REPLACE INTO failures VALUES (?, ?)", (digest, reason))
+
+    def heal(self, digest: str) -> None:
+        """Records that versions of a digest can be served."""
+        self._rows("DELETE FROM failures WHERE digest = ?", (digest,))
+
+    def lead(self, key: Key, arms: Sequence[Arm], previous: Sequence[Arm]) -> None:
+        """Makes an alias, or lets it lead elsewhere."""
+        values = (*key, text_of(arms), text_of(previous), time.time())
+        self._rows("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?, ?)", values)
+
+    def remove_alias(self, key: Key) -> None:
+        """Removes an alias."""
+        self._rows(f"DELETE FROM aliases WHERE {_KEY}", key)
+
+    # ---- steps of them
+
+    def _retire(self, key: Key) -> None:
         self._rows(
-            "UPDATE names SET pinned = ? WHERE tenant = ? AND name = ?", (pinned, ctx.id, name)
+            f"""UPDATE versions SET retired = ? WHERE {_KEY}
+                AND version = (SELECT current FROM names WHERE {_KEY})""",
+            (time.time(), *key, *key),
         )
 
-    def mark(self, digest: str, failed: str | None) -> None:
-        """Records why all versions of a digest cannot be served, or that they can."""
-        self._rows("UPDATE versions SET failed = ? WHERE digest = ?", (failed, digest))
+    def _drop_failures(self) -> None:
+        self._rows(
+            """DELETE FROM failures AS f
+                WHERE NOT EXISTS (SELECT 1 FROM versions v WHERE v.digest = f.digest)"""
+        )
 
-    def remove(self, ctx: TenantContext, name: str) -> None:
-        """Removes a name and its versions; only the last version's number stays."""
-        key = (ctx.id, name)
-        self._rows("DELETE FROM versions WHERE tenant = ? AND name = ?", key)
-        self._rows("UPDATE names SET current = NULL, pinned = 0 WHERE tenant = ? AND name = ?", key)
+
+def _entry(rows: list[tuple[Any, ...]]) -> Entry:
+    _, name, current, pinned = rows[0][:4]
+    versions = {
+        number: Version(name, number, digest, nbytes, created, report, retired=retired)
+        for *_, number, digest, nbytes, created, report, retired in rows
+    }
+    return Entry(current, bool(pinned), versions)
+
+
+def _alias(row: tuple[Any, ...]) -> Alias:
+    _, name, targets, previous, changed = row
+    return Alias(name, read_arms(targets), read_arms(previous), changed)

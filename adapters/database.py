@@ -14,8 +14,9 @@ from typing import Any
 
 from weft.adapters.errors import StateInUse, StorageFull
 
-_FORMAT = 1
-_SCHEMA = """
+# What makes each format of the one before: a file of an older server is brought up to date.
+_FORMATS = (
+    """
 CREATE TABLE names (
     tenant  TEXT NOT NULL,
     name    TEXT NOT NULL,
@@ -36,7 +37,26 @@ CREATE TABLE versions (
     PRIMARY KEY (tenant, name, version)
 ) WITHOUT ROWID;
 CREATE INDEX versions_by_digest ON versions (digest);
-"""
+""",
+    """
+ALTER TABLE versions ADD COLUMN retired REAL;  -- when another version took its place last
+CREATE TABLE failures (
+    digest  TEXT PRIMARY KEY,
+    reason  TEXT NOT NULL
+) WITHOUT ROWID;
+INSERT OR IGNORE INTO failures
+    SELECT digest, failed FROM versions WHERE failed IS NOT NULL;
+ALTER TABLE versions DROP COLUMN failed;
+CREATE TABLE aliases (
+    tenant   TEXT NOT NULL,
+    name     TEXT NOT NULL,
+    targets  TEXT NOT NULL,  -- name=weight or name@version=weight, with commas
+    previous TEXT NOT NULL,
+    changed  REAL NOT NULL,
+    PRIMARY KEY (tenant, name)
+) WITHOUT ROWID;
+""",
+)
 
 
 class Database:
@@ -89,12 +109,12 @@ class Database:
         self._connection.execute("BEGIN EXCLUSIVE")
         self._connection.execute("COMMIT")
         (format_,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if format_ == 0:
-            self._connection.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version={_FORMAT}; COMMIT;"
+        if format_ > len(_FORMATS):
+            raise StateInUse(
+                f"the state folder is of format {format_}, this server knows {len(_FORMATS)}"
             )
-        elif format_ != _FORMAT:
-            raise StateInUse(f"the state folder is of format {format_}, this is {_FORMAT}")
+        for number, script in enumerate(_FORMATS[format_:], format_ + 1):
+            self._connection.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
 
 
 @contextmanager

@@ -32,6 +32,10 @@ class AdapterCorrupt(Exception):
         self.digest = digest
 
 
+class LoadFailed(Exception):
+    """A load that ended for a reason that may pass: its process died, or could not be started."""
+
+
 class UnknownAdapter(LookupError):
     """The tenant has no adapter, or no version, of this name; another tenant may well have."""
 
@@ -47,6 +51,22 @@ class VersionConflict(Exception):
         super().__init__(f"adapter {name!r} is now {current or 'without a version'}")
         self.name = name
         self.current = current
+
+
+class AliasInvalid(ValueError):
+    """What an alias cannot lead to; the message says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(_printable(reason))
+
+
+class AdapterInUse(Exception):
+    """A name that cannot go because the tenant's alias `alias` leads to it."""
+
+    def __init__(self, name: str, alias: str) -> None:
+        super().__init__(f"the alias {alias!r} leads to {name!r}")
+        self.name = name
+        self.alias = alias
 
 
 class StorageFull(OSError):

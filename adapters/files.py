@@ -1,4 +1,4 @@
-"""The file operations that the store is made of, each one system call's worth.
+"""The file operations that the store is made of, nearly all one system call's worth.
 
 One seam for all of them, so that a test can let the k-th one fail or be the last.
 """
@@ -14,6 +14,15 @@ class Files:
     def make_folder(self, path: Path) -> None:
         """Makes a folder whose parent exists; one that exists already is an error."""
         path.mkdir()
+
+    def make_folders(self, path: Path) -> None:
+        """Makes a folder and all above it that are missing, so that they survive a power loss."""
+        missing = [path, *path.parents]
+        while missing and missing[-1].is_dir():
+            missing.pop()
+        for folder in reversed(missing):
+            self.make_folder(folder)
+            self.sync_folder(folder.parent)
 
     def create(self, path: Path) -> BinaryIO:
         """Opens a new file for writing, unbuffered."""

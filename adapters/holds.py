@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Self
 
-from weft.adapters.catalogue import Version
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.version import Version
 
 
 class Hold:
@@ -52,6 +52,7 @@ class Lease(Hold):
         super().__init__(ctx, version.digest, release)
         self.name = version.name
         self.version = version.version
+        self.created = version.created
         self.report = version.report
 
     @property

@@ -4,23 +4,28 @@ Owns the stored files' lifetime: a version's files are there as long as a name o
 it. Knows no device and no model.
 """
 
-import logging
-import re
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from weft.adapters.catalogue import Catalogue, Entry, Version
-from weft.adapters.database import Database
-from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, UnknownAdapter, VersionConflict
-from weft.adapters.holds import Hold, Holds, Lease, Upload
+from weft.adapters.alias import Arm
+from weft.adapters.aliases import Aliases
+from weft.adapters.catalogue import Key
+from weft.adapters.custody import Custody
+from weft.adapters.errors import (
+    AdapterCorrupt,
+    AdapterInUse,
+    AdapterInvalid,
+    UnknownAdapter,
+    VersionConflict,
+)
+from weft.adapters.holds import Hold, Lease, Upload
+from weft.adapters.ledger import Ledger
+from weft.adapters.retention import Retention
 from weft.adapters.store import Source, Store
 from weft.adapters.tenancy import TenantContext
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-_log = logging.getLogger(__name__)
+from weft.adapters.version import NAME, Entry, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +36,19 @@ class Adapter(Version):
     last_used: seconds since 1970; None if not since the server started
     """
 
-    pinned: bool
-    versions: int
-    leases: int
-    last_used: float | None
+    pinned: bool = False
+    versions: int = 1
+    leases: int = 0
+    last_used: float | None = None
 
 
 class Registry:
-    """Tenants' names over a store of files.
+    """Tenants' names over a store of files; `aliases` of these names.
 
     Every call is on behalf of a tenant and sees that tenant's names alone. What changes something
-    raises StorageFull or another OSError where the disk fails, and has then changed nothing.
-    Thread-safe; all calls but `ingest` are short.
+    waits for the disk, raises StorageFull or another OSError where that fails, and has then changed
+    nothing. What only looks, `lease`, `withdraw` and the release of a lease never wait for a disk.
+    Thread-safe.
     """
 
     def __init__(self, path: Path, store: Store) -> None:
@@ -50,27 +56,31 @@ class Registry:
 
         Raises StateInUse where another server has it open.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._store = store
-        self._database = Database(path)
-        self._lock = self._database.lock
-        self._catalogue = Catalogue(self._database)
-        self._holds = Holds()
-        self._orphans: set[str] = set()
-        self._leases: Counter[tuple[str, str]] = Counter()
-        self._last_used: dict[tuple[str, str], float] = {}
+        self._ledger = Ledger(path)
+        self._lock = self._ledger.lock
+        self._directory = self._ledger.directory
+        self.aliases = Aliases(self._ledger)
+        self._custody = Custody(store, self._ledger)
+        self._last_used: dict[Key, float] = {}
         try:
-            missing = store.sweep(self._recorded())
-            with self._database.transaction():
-                for digest in missing:
-                    self._catalogue.mark(digest, "its stored files are missing")
+            missing = store.sweep(self._directory.digests())
+            if missing:
+                with self._ledger.changing(failures=missing) as change:
+                    for digest in missing:
+                        change.rows.fail(digest, "its stored files are missing")
         except BaseException:
-            self._database.close()
+            self._ledger.close()
             raise
 
     def close(self) -> None:
-        """Closes the registry's file."""
-        self._database.close()
+        """Finishes what was put off, and closes the registry's file."""
+        self._custody.close()
+        self._ledger.close()
+
+    def catch_up(self) -> None:
+        """Waits for what was put off so far: files to remove, failures to record."""
+        self._custody.catch_up()
 
     # ---- changing
 
@@ -81,19 +91,9 @@ class Registry:
         """
         staged = self._store.stage(source)
         try:
-            upload = Upload(ctx, staged.digest, staged.nbytes, self._release)
-            with self._lock:
-                self._holds.add(upload)
-                if not self._catalogue.has(staged.digest):
-                    self._orphans.add(staged.digest)
-            try:
-                self._store.settle(staged)
-            except BaseException:
-                upload.release()
-                raise
+            return self._custody.settle(ctx, staged)
         finally:
             self._store.discard(staged)
-        return upload
 
     def put(
         self,
@@ -108,20 +108,22 @@ class Registry:
         expected: the digest that the name must point to now, else VersionConflict. Versions of the
         same digest that had failed are ready again. AdapterInvalid for what cannot be a name.
         """
+        key, digest = (ctx.id, name), upload.digest
         if not NAME.fullmatch(name):
             raise AdapterInvalid("name", f"{name!r} does not match {NAME.pattern}")
-        with self._database.transaction():
-            if upload.digest not in self._holds:
-                raise ValueError("the upload was released")
-            current = self._catalogue.current(ctx, name)
+        with (
+            self._custody.again(upload),
+            self._ledger.changing(names=[key], failures=[digest]) as change,
+        ):
+            with self._lock:
+                if key in self._directory.aliases:
+                    raise AdapterInvalid("name", f"{name!r} is an alias")
+                current = self._directory.version(key)
             _expect(name, current, expected)
-            self._catalogue.mark(upload.digest, None)
-            if current is None or current.digest != upload.digest:
-                self._catalogue.add(ctx, name, upload.digest, upload.nbytes, report)
-            version = self._current(ctx, name)
-        with self._lock:
-            self._orphans.discard(upload.digest)
-        return version
+            change.rows.heal(digest)
+            if current is None or current.digest != digest:
+                change.rows.add(key, digest, upload.nbytes, report)
+        return self._version(key)
 
     def rollback(
         self,
@@ -134,155 +136,173 @@ class Registry:
 
         Raises UnknownAdapter, AdapterCorrupt where that version failed, VersionConflict.
         """
-        with self._database.transaction():
-            current = self._current(ctx, name)
+        key = (ctx.id, name)
+        with self._ledger.changing(names=[key]) as change:
+            current = self._version(key)
             _expect(name, current, expected)
             if version is None:
                 earlier = [v.version for v in self.versions(ctx, name)]
                 version = max((v for v in earlier if v < current.version), default=0)
-            target = self._servable(ctx, name, version)
-            self._catalogue.point(ctx, name, version)
-        return target
+            target = self._version(key, version)
+            if target.failed is not None:
+                raise AdapterCorrupt(target.digest)
+            change.rows.point(key, version)
+        return self._version(key)
 
     def remove(self, ctx: TenantContext, name: str, expected: str | None = None) -> tuple[str, ...]:
         """Removes a name with its versions; returns the digests that no name refers to any more.
 
         Leases go on and keep their files until they end. Should the name come again, its version
-        numbers go on too. Raises UnknownAdapter, VersionConflict.
+        numbers go on too. Raises UnknownAdapter, VersionConflict, AdapterInUse where an alias leads
+        to it.
         """
+        key = (ctx.id, name)
+        with self._ledger.changing(names=[key]) as change:
+            _expect(name, self._version(key), expected)
+            for alias, _ in self.aliases.pointing(ctx, name):
+                raise AdapterInUse(name, alias.name)
+            change.rows.remove(key)
         with self._lock:
-            with self._database.transaction():
-                _expect(name, self._current(ctx, name), expected)
-                digests = {version.digest for version in self.versions(ctx, name)}
-                self._catalogue.remove(ctx, name)
-            self._last_used.pop((ctx.id, name), None)
-            gone = tuple(sorted(d for d in digests if not self._catalogue.has(d)))
-            self._orphans.update(gone)
-            for digest in gone:
-                self._collect(digest)
-        return gone
+            self._last_used.pop(key, None)
+        self._custody.collect(change.unused)
+        return tuple(sorted(change.unused))
 
-    def pin(self, ctx: TenantContext, name: str, pinned: bool) -> Version:
+    def prune(self, ctx: TenantContext, name: str, retention: Retention) -> tuple[str, ...]:
+        """Removes a name's old versions; returns the digests that no name refers to any more.
+
+        Those stay that are held, that an alias leads to or led to before its last change, and whose
+        bytes a pinned name points to. Raises UnknownAdapter.
+        """
+        key = (ctx.id, name)
+        if not self._prunable(key, retention):
+            return ()
+        with self._ledger.changing(names=[key]) as change:
+            for version in self._prunable(key, retention):
+                change.rows.drop(key, version)
+        self._custody.collect(change.unused)
+        return tuple(sorted(change.unused))
+
+    def pin(
+        self, ctx: TenantContext, name: str, pinned: bool, expected: str | None = None
+    ) -> Version:
         """Records whether a name is to stay on the device; returns its current version."""
-        with self._database.transaction():
-            version = self._current(ctx, name)
-            self._catalogue.pin(ctx, name, pinned=pinned)
+        key = (ctx.id, name)
+        with self._ledger.changing(names=[key]) as change:
+            version = self._version(key)
+            _expect(name, version, expected)
+            change.rows.pin(key, pinned=pinned)
         return version
-
-    def withdraw(self, hold: Hold, reason: str) -> None:
-        """Marks a held version as failed under all its names, until its bytes are put again."""
-        with self._database.transaction():
-            self._catalogue.mark(hold.digest, reason)
 
     # ---- using
 
-    def lease(self, ctx: TenantContext, name: str, version: int | None = None) -> Lease:
+    def lease(
+        self, ctx: TenantContext, name: str, version: int | None = None, choice: str = ""
+    ) -> Lease:
         """Holds a name's current version, or the one given, until it is released.
 
+        choice: where `name` is an alias that splits, whose way to go; see `Alias.arm`
         Raises UnknownAdapter, AdapterCorrupt where the version failed.
         """
         with self._lock:
-            found = self._servable(ctx, name, version)
-            lease = Lease(ctx, found, self._release)
-            self._holds.add(lease)
-            self._leases[ctx.id, name] += 1
-            self._last_used[ctx.id, name] = time.time()
+            arm = Arm(name, version, 1.0)
+            if version is None:
+                arm = self._directory.follow((ctx.id, name), choice)
+            key = (ctx.id, arm.name)
+            lease = self._custody.lease(ctx, self._version(key, arm.version))
+            self._last_used[key] = time.time()
         return lease
+
+    def withdraw(self, hold: Hold, reason: str) -> None:
+        """Marks a held version as failed under all its names, until its bytes are put again."""
+        with self._lock:
+            self._directory.set_failure(hold.digest, reason)
+        self._custody.put_off(self._record_failure, hold.digest)
 
     def lookup(self, ctx: TenantContext, name: str) -> Adapter:
         """One name; raises UnknownAdapter."""
         with self._lock:
-            for entry in self._catalogue.entries(ctx, name=name):
-                return self._adapter(ctx, entry)
-        raise UnknownAdapter(name)
+            entry = self._directory.names.get((ctx.id, name))
+            if entry is None:
+                raise UnknownAdapter(name)
+            return self._adapter((ctx.id, name), entry)
 
     def list(self, ctx: TenantContext, after: str = "", limit: int = 1000) -> tuple[Adapter, ...]:
         """At most `limit` names in order, those that come after `after`."""
         with self._lock:
-            entries = self._catalogue.entries(ctx, after, limit)
-            return tuple(self._adapter(ctx, entry) for entry in entries)
+            names = self._directory.names
+            keys = [(ctx.id, name) for name in names.page(ctx.id, after, limit)]
+            return tuple(self._adapter(key, names[key]) for key in keys)
 
     def versions(self, ctx: TenantContext, name: str) -> tuple[Version, ...]:
         """All versions of a name, the oldest first; none of an unknown name."""
-        return tuple(self._catalogue.versions(ctx, name))
+        with self._lock:
+            entry = self._directory.names.get((ctx.id, name))
+            return tuple(map(self._directory.told, entry.versions.values())) if entry else ()
+
+    def ends(self, ctx: TenantContext, name: str) -> tuple[Version, ...]:
+        """The versions that a name or alias can lead to now; none of an unknown one."""
+        with self._lock:
+            arms = self._directory.ends((ctx.id, name))
+            found = (self._directory.version((ctx.id, arm.name), arm.version) for arm in arms)
+            return tuple(version for version in found if version is not None)
 
     def pinned(self) -> set[str]:
         """The digests that pinned names point to, for an engine that starts."""
-        return self._catalogue.pinned()
+        with self._lock:
+            return self._directory.pinned()
 
     def stored(self, digest: str) -> bool:
         """Whether a name or a hold refers to the digest, so that its files are kept."""
-        with self._lock:
-            return digest in self._holds or self._catalogue.has(digest)
+        return self._custody.needs(digest)
 
     def arrivals(self) -> Path:
         """A folder on the disk of the stored files, for what is still on its way to `ingest`."""
-        self._store.root.mkdir(parents=True, exist_ok=True)
+        self._store.make_root()
         return self._store.root
 
     def check(self) -> tuple[str, ...]:
         """The invariants that do not hold; empty is healthy."""
-        with self._lock:
-            stored = self._store.digests()
-            claims = {
-                "every version has its files": self._catalogue.digests(failed=False) <= stored,
-                "all files are of a version or a hold": stored <= self._recorded() | self._orphans,
-                "every name points to one of its versions": not self._catalogue.dangling(),
-                "leases are counted by name as they are held": self._leases
-                == Counter(
-                    (hold.ctx.id, hold.name) for hold in self._holds if isinstance(hold, Lease)
-                ),
-            }
-        return tuple(claim for claim, holds in claims.items() if not holds)
+        return self._custody.check() + self._ledger.check()
 
     # ---- steps of them
 
-    def _current(self, ctx: TenantContext, name: str) -> Version:
-        current = self._catalogue.current(ctx, name)
-        if current is None:
-            raise UnknownAdapter(name)
-        return current
-
-    def _servable(self, ctx: TenantContext, name: str, version: int | None) -> Version:
-        found = self._catalogue.version(ctx, name, version) if version is not None else None
-        if version is not None and found is None:
-            raise UnknownAdapter(f"{name}@{version}")
-        found = found or self._current(ctx, name)
-        if found.failed is not None:
-            raise AdapterCorrupt(found.digest)
+    def _version(self, key: Key, version: int | None = None) -> Version:
+        """A name's version, the current one by default; raises UnknownAdapter."""
+        with self._lock:
+            found = self._directory.version(key, version)
+        if found is None:
+            raise UnknownAdapter(key[1] if version is None else f"{key[1]}@{version}")
         return found
 
-    def _recorded(self) -> set[str]:
-        return self._catalogue.digests(failed=False) | self._catalogue.digests(failed=True)
+    def _prunable(self, key: Key, retention: Retention) -> tuple[int, ...]:
+        self._version(key)
+        with self._lock:
+            kept = self._directory.kept(key)
+            return tuple(
+                version.version
+                for version in retention.surplus(self._directory.names[key], time.time())
+                if version.version not in kept
+                and not self._custody.held(version.digest)
+                and not self._directory.is_pinned(version.digest)
+            )
 
-    def _adapter(self, ctx: TenantContext, entry: Entry) -> Adapter:
-        key = (ctx.id, entry.current.name)
+    def _adapter(self, key: Key, entry: Entry) -> Adapter:
+        current = self._directory.told(entry.versions[entry.current])
         return Adapter(
-            **asdict(entry.current),
+            **{field.name: getattr(current, field.name) for field in fields(Version)},
             pinned=entry.pinned,
-            versions=entry.versions,
-            leases=self._leases[key],
+            versions=len(entry.versions),
+            leases=self._custody.leases(key),
             last_used=self._last_used.get(key),
         )
 
-    def _release(self, hold: Hold) -> None:
-        with self._lock:
-            if not self._holds.remove(hold):
-                return
-            if isinstance(hold, Lease):
-                self._leases[hold.ctx.id, hold.name] -= 1
-                if not self._leases[hold.ctx.id, hold.name]:
-                    del self._leases[hold.ctx.id, hold.name]
-            self._collect(hold.digest)
-
-    def _collect(self, digest: str) -> None:
-        """Removes the files of a version that nothing refers to; if that fails, a start does it."""
-        if digest in self._orphans and digest not in self._holds:
-            try:
-                self._store.remove(digest)
-                self._orphans.discard(digest)
-            except OSError:
-                _log.exception("files of version %s could not be removed", digest)
+    def _record_failure(self, digest: str) -> None:
+        """Lets a failure outlive this process; until then it is found again by whoever looks."""
+        with suppress(OSError), self._ledger.changing(failures=[digest]) as change:
+            with self._lock:
+                reason = self._directory.failures.get(digest)
+            if reason is not None:
+                change.rows.fail(digest, reason)
 
 
 def _expect(name: str, current: Version | None, expected: str | None) -> None:

@@ -54,6 +54,10 @@ class Store:
 
     # ---- writing
 
+    def make_root(self) -> None:
+        """Makes the folder of all versions, so that it survives a crash; raises OSError."""
+        self._files.make_folders(self.root)
+
     def put(self, source: Source) -> str:
         """Stages and settles an adapter; returns its digest. Raises as they do."""
         staged = self.stage(source)
@@ -73,7 +77,7 @@ class Store:
         folder = self._temporary(_ARRIVING)
         with _disk_errors():
             try:
-                self.root.mkdir(parents=True, exist_ok=True)
+                self.make_root()
                 self._files.make_folder(folder)
                 for name, file in files.items():
                     self._copy(file, folder / name)
@@ -121,6 +125,7 @@ class Store:
         Only for the one process that writes, and before it does.
         """
         with self._lock, _disk_errors():
+            self.make_root()
             for path in _children(self.root):
                 if path.name.startswith((_ARRIVING, _LEAVING)):
                     self._clear(path)

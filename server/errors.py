@@ -14,7 +14,9 @@ import orjson
 
 from weft.adapters.errors import (
     AdapterCorrupt,
+    AdapterInUse,
     AdapterInvalid,
+    AliasInvalid,
     StorageFull,
     UnknownAdapter,
     VersionConflict,
@@ -64,6 +66,11 @@ class ErrorCode(Enum):
     METHOD_NOT_ALLOWED = (405, _INVALID, "This route does not take the method {method}.")
     REQUEST_TIMEOUT = (408, _INVALID, "The body did not arrive in time.")
     VERSION_CONFLICT = (409, _INVALID, "If-Match does not name the current version's digest.")
+    ADAPTER_IN_USE = (
+        409,
+        _INVALID,
+        "The alias '{alias}' leads to it; let it lead elsewhere first.",
+    )
     REQUEST_TOO_LARGE = (413, _INVALID, "The {what} is larger than {limit} bytes.")
     UNSUPPORTED_MEDIA_TYPE = (415, _INVALID, "The Content-Type must be {expected}.")
     ADAPTER_INVALID = (422, _INVALID, "The adapter was refused: {where}: {reason}.")
@@ -180,6 +187,10 @@ def translate(error: Exception) -> ApiError:
             return ApiError(ErrorCode.ADAPTER_INVALID, param=error.where, values=values)
         case UnknownAdapter():
             return ApiError(ErrorCode.MODEL_NOT_FOUND, param="model", values={"model": error.name})
+        case AliasInvalid():
+            return invalid("targets", str(error))
+        case AdapterInUse():
+            return ApiError(ErrorCode.ADAPTER_IN_USE, values={"alias": error.alias})
         case VersionConflict():
             return ApiError(ErrorCode.VERSION_CONFLICT, param="If-Match")
         case AdapterCorrupt():

@@ -15,11 +15,11 @@ from typing import ParamSpec, TypeVar
 import orjson
 from msgspec import structs
 
-from weft.adapters.catalogue import Version
 from weft.adapters.errors import UnknownAdapter, VersionConflict
-from weft.adapters.registry import NAME, Adapter, Registry
+from weft.adapters.registry import Adapter, Registry
 from weft.adapters.store import Source
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.version import NAME, Version
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.engine.messages import LoadReport
 from weft.server.errors import invalid

@@ -26,19 +26,27 @@ HEAVY = (
     "weft.server.verification",
 )
 LIGHT_ADAPTERS = (
+    "alias",
+    "aliases",
+    "catalogue",
     "checkpoint",
+    "custody",
     "database",
+    "directory",
     "errors",
     "extents",
     "files",
     "header",
     "holds",
+    "ledger",
     "pool",
     "presence",
     "registry",
+    "retention",
     "store",
     "strict_json",
     "tenancy",
+    "version",
 )
 LIGHT_ENGINE = (
     "client",

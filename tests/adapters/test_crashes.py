@@ -10,7 +10,7 @@ import registry_story
 from registry_story import CTX, STORY, after, open_registry
 from stored_adapters import adapter
 
-OPERATIONS = 70
+OPERATIONS = 72
 """Of files, in the whole story."""
 SUPPORT = Path(registry_story.__file__).parent
 

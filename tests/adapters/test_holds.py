@@ -1,6 +1,6 @@
-from weft.adapters.catalogue import Version
 from weft.adapters.holds import Hold, Holds, Lease
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.version import Version
 
 CTX = TenantContext("t")
 

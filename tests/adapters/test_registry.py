@@ -22,9 +22,10 @@ from weft.adapters.errors import (
 )
 from weft.adapters.files import Files
 from weft.adapters.holds import Lease
-from weft.adapters.registry import Registry, Version
+from weft.adapters.registry import Registry
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.version import Version
 
 MINE, THEIRS = TenantContext("mine"), TenantContext("theirs")
 
@@ -236,6 +237,7 @@ def test_a_lease_keeps_the_files_of_a_removed_name(state: State, registry: Regis
     assert state.store.read(digest).digest == digest
     assert registry.stored(digest)
     leases[1].release()
+    registry.catch_up()
     assert state.store.digests() == set()
     assert not registry.stored(digest)
 

@@ -168,9 +168,20 @@ def test_sweeping_a_store_that_was_never_used_is_nothing(store: Store) -> None:
 
 
 def operations_of_a_put(root: Path) -> list[str]:
+    """In a store whose folder is there already."""
     files = TroubledFiles(DISK_FULL, at=-1)
-    Store(root, files).put(adapter(1))
-    return files.operations
+    store = Store(root, files)
+    store.make_root()
+    made = len(files.operations)
+    store.put(adapter(1))
+    return files.operations[made:]
+
+
+def test_each_folder_above_the_versions_is_made_to_last(tmp_path: Path) -> None:
+    files = TroubledFiles(DISK_FULL, at=-1)
+    Store(tmp_path / "a" / "b", files).make_root()
+    assert files.operations == ["make_folder", "sync_folder"] * 2
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_put_syncs_files_then_renames_then_syncs_folders(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def nothing_left(api: Api) -> None:
 
 
 def no_files(api: Api) -> None:
+    api.registry.catch_up()
     assert not [path for path in api.registry.arrivals().rglob("*") if path.is_file()]
 
 
