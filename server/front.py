@@ -72,10 +72,10 @@ class Front:
         if scope["path"] in OPEN_PATHS:
             return
         headers = Headers(scope=scope)
-        tenant = self._tenants.authenticate(headers.get("authorization"))
+        caller = self._tenants.authenticate(headers.get("authorization"))
         if proxy and (named := headers.get(proxy)) is not None:
-            tenant = self._tenants.narrow(tenant, named)
-        scope["state"]["tenant"] = tenant
+            caller = self._tenants.narrow(caller, named)
+        scope["state"].update(caller=caller, tenant=caller.tenant)
 
 
 def check_framing(headers: Sequence[tuple[bytes, bytes]], once: Sequence[str] = ()) -> None:

@@ -14,9 +14,11 @@ from weft.adapters.registry import Registry
 from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError, ErrorCode
 from weft.server.metrics import AdapterLabel, Metrics
-from weft.server.selection import Member, check, parse
+from weft.server.selection import Member, Selected, check, parse
+from weft.server.tenants import Tenants
 
 ADAPTER_HEADERS = ("X-Adapter-ID", "X-Amzn-SageMaker-Adapter-Identifier")
+DEFAULT = "default"
 _SHORT = 10
 
 
@@ -28,6 +30,7 @@ class Target:
         weight name@version:weight of each
     blend: the versions; empty for the base   versions: their digests by who has series about them
     virtual_tokens: positions of the context that an adapter takes before the prompt
+    created: of the newest version, seconds since 1970
     """
 
     model: str
@@ -36,6 +39,7 @@ class Target:
     blend: Blend = BASE
     versions: Mapping[AdapterLabel, str] = field(default_factory=dict)
     virtual_tokens: int = 0
+    created: float = 0.0
 
     @property
     def digest(self) -> str:
@@ -69,12 +73,14 @@ class Router:
         adapter_bytes: Callable[[], int],
         registry: Registry,
         metrics: Metrics,
+        tenants: Tenants,
     ) -> None:
         self.base_names = base_names
         self._base_digest = base_digest
         self._adapter_bytes = adapter_bytes
         self._registry = registry
         self._metrics = metrics
+        self._tenants = tenants
 
     @contextmanager
     def target(
@@ -85,33 +91,38 @@ class Router:
         Raises ApiError for a conflict, and for what this tenant does not have. A version whose
         files turn out to be damaged meanwhile is withdrawn.
         """
-        name = self.choose(headers, model)
+        name = self.choose(tenant, headers, model)
         if name is None:
             yield Target(self.base_names[0], self.base_names[0], self._base_digest())
             return
         unknown = ApiError(ErrorCode.MODEL_NOT_FOUND, param="model", values={"model": name[:128]})
         selected = parse(name)
+        policy = self._tenants.policy
         if selected is None:
             raise unknown
         with ExitStack() as held:
             try:
                 leases = [
-                    held.enter_context(self._registry.lease(tenant, s.name, s.version))
+                    held.enter_context(
+                        self._registry.lease(
+                            policy.owner(tenant, s.adapter), s.adapter.name, s.version
+                        )
+                    )
                     for s in selected
                 ]
             except UnknownAdapter:
                 raise unknown from None
-            weights = [s.weight for s in selected]
             try:
-                yield self._target(name, leases, weights)
+                yield self._target(name, selected, leases)
             except ApiError as error:
                 if error.error is ErrorCode.ADAPTER_CORRUPT and len(leases) == 1:
                     self._registry.withdraw(leases[0], "its stored files are damaged")
                 raise
 
-    def _target(self, name: str, leases: list[Lease], weights: list[float]) -> Target:
+    def _target(self, name: str, selected: list[Selected], leases: list[Lease]) -> Target:
+        weights = [s.weight for s in selected]
         pairs = list(zip(leases, weights, strict=True))
-        members = [_member(lease, weight) for lease, weight in pairs]
+        members = [_member(s, lease) for s, lease in zip(selected, leases, strict=True)]
         check(members, self._adapter_bytes())
         versions = {AdapterLabel(lease.ctx.id, lease.name): lease.digest for lease in leases}
         for label, digest in versions.items():
@@ -124,23 +135,34 @@ class Router:
             blend=tuple(Part(lease.digest, weight) for lease, weight in pairs),
             versions=versions,
             virtual_tokens=sum(member.virtual_tokens for member in members),
+            created=max(lease.created for lease in leases),
         )
 
-    def choose(self, headers: Headers, model: str | None) -> str | None:
-        """The adapter that a request asks for, by the words it used; None for the base."""
+    def choose(self, tenant: TenantContext, headers: Headers, model: str | None) -> str | None:
+        """The adapter that a request asks for, by the words it used; None for the base.
+
+        Where the tenant's policy has a default, that is what a request without such words gets, and
+        what the word "default" means.
+        """
         asked = next((headers[name] for name in ADAPTER_HEADERS if name in headers), None)
+        default = self._tenants.policy.of(tenant).default_adapter
+        if default is not None:
+            asked, model = (default if word == DEFAULT else word for word in (asked, model))
         if asked is not None and model not in (None, asked, *self.base_names):
             raise ApiError(ErrorCode.ADAPTER_CONFLICT, param="model")
         name = model if asked is None else asked
-        return None if name is None or name in self.base_names else name
+        if name is None:
+            return default
+        return None if name in self.base_names else name
 
 
-def _member(lease: Lease, weight: float) -> Member:
+def _member(selected: Selected, lease: Lease) -> Member:
     report = orjson.loads(lease.report)
+    owner = selected.adapter.owner
     return Member(
-        id=lease.id,
+        id=f"{owner}/{lease.id}" if owner else lease.id,
         digest=lease.digest,
-        weight=weight,
+        weight=selected.weight,
         method=report["method"],
         targets=frozenset(report.get("targets", ())),
         exclusive=frozenset(report.get("exclusive", ())),

@@ -1,7 +1,7 @@
 """What a request's words for its adapters mean, and which adapters go together.
 
-Words: `name` or `name@version`, with a weight (`name:0.7`) or not, or several of these with commas.
-Knows no tenants and no leases.
+Words: `name` or `name@version`, with a weight (`name:0.7`) or not, or several of these with commas;
+another tenant's adapter, where that tenant shares it, is `owner/name`. Knows no policy, no leases.
 """
 
 import re
@@ -9,20 +9,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from weft.adapters.registry import NAME
+from weft.adapters.version import NAME
 from weft.server.errors import invalid
 
 _WEIGHT = r"-?[0-9]{1,3}(?:\.[0-9]{1,9})?"
-_NAMED = re.compile(rf"({NAME.pattern})(?:@([1-9][0-9]{{0,8}}))?(?::({_WEIGHT}))?")
+_NAMED = re.compile(
+    rf"(?:({NAME.pattern})/)?({NAME.pattern})(?:@([1-9][0-9]{{0,8}}))?(?::({_WEIGHT}))?"
+)
 _MOST = 8
 _LARGEST = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterName:
+    """What a request calls an adapter. owner: another tenant that shares it; None for its own"""
+
+    owner: str | None
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.owner}/{self.name}" if self.owner else self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
     """One adapter as a request names it. version: None for the current one"""
 
-    name: str
+    adapter: AdapterName
     version: int | None
     weight: float
 
@@ -56,10 +69,11 @@ def parse(words: str) -> list[Selected] | None:
     for match in matches:
         if match is None:
             return None
-        weight = float(match[3]) if match[3] else 1.0
+        owner, name, version, given = match.groups()
+        adapter, weight = AdapterName(owner, name), float(given) if given else 1.0
         if not 0 < abs(weight) <= _LARGEST:
-            raise invalid("model", f"gives {match[1]} a weight that is 0 or beyond {_LARGEST:.0f}")
-        found.append(Selected(match[1], int(match[2]) if match[2] else None, weight))
+            raise invalid("model", f"gives {adapter} a weight that is 0 or beyond {_LARGEST:.0f}")
+        found.append(Selected(adapter, int(version) if version else None, weight))
     return found
 
 

@@ -38,7 +38,7 @@ class Services:
         cls, settings: Settings, engine: EngineClient, registry: Registry, text: Text
     ) -> "Services":
         """Builds what is missing; raises TenantsInvalid for a tenants file that cannot be used."""
-        tenants = _tenants(settings)
+        tenants = Tenants.of(settings)
         names = base_names(settings)
         metrics = Metrics(names[0], lambda: engine.stats, lambda: _slots(engine))
         library = Library(engine, registry, metrics, names)
@@ -55,6 +55,7 @@ class Services:
                 lambda: engine.info.adapter_bytes,
                 registry,
                 metrics,
+                tenants,
             ),
             text=text,
             metrics=metrics,
@@ -86,12 +87,6 @@ def base_names(settings: Settings) -> tuple[str, ...]:
 def _background_places(settings: Settings) -> int:
     """How much of what the engine computes at a time may be work that can wait."""
     return max(1, min(settings.max_num_seqs // 4, _MOST_IN_BACKGROUND))
-
-
-def _tenants(settings: Settings) -> Tenants:
-    if settings.tenants is not None:
-        return Tenants.read(settings.tenants)
-    return Tenants.single(settings.api_key.get_secret_value() if settings.api_key else None)
 
 
 def _slots(engine: EngineClient) -> int:

@@ -1,111 +1,111 @@
-"""Who is calling: an API key to a TenantContext. Knows no routes and no adapters."""
+"""Who is calling: an API key to a tenant, by the policy of the moment. Knows no routes."""
 
-import hmac
+import logging
 import re
-import tomllib
-from collections.abc import Mapping
-from hashlib import sha256
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing import NamedTuple, Self
 
 from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError, ErrorCode
+from weft.server.policy import DEFAULT_TENANT, Caller, Policy
+from weft.server.settings import Settings
+from weft.server.tenants_file import TenantsInvalid, read_tenants
 
-DEFAULT_TENANT = TenantContext("default")
-BACKGROUND_SHARE = 0.1
-_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-TenantId = Annotated[str, Field(pattern=f"^{_ID}$")]
+__all__ = ["DEFAULT_TENANT", "Tenants", "TenantsInvalid"]
+
+log = logging.getLogger("weft.tenants")
 _BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
 
 
-def background(tenant: TenantContext) -> TenantContext:
-    """A tenant's work that can wait: it has a small share of its own and shares no KV with others.
+class _State(NamedTuple):
+    """What differs once a file was edited or replaced."""
 
-    Its id is one that no tenant can have, so what it computes is not booked on the tenant's own.
-    """
-    return TenantContext(f"{tenant.id}/background", tenant.weight * BACKGROUND_SHARE)
-
-
-class TenantsInvalid(ValueError):
-    """A tenants file that cannot be used; the message names the tenant and field at fault."""
-
-
-class _Tenant(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    key_sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
-    weight: float = Field(1.0, gt=0, le=1000)
+    inode: int
+    modified: int
+    size: int
 
 
 class Tenants:
-    """The keys that open this server, each belonging to one tenant.
+    """The policy in force: one for the server's life, or what a file says now.
 
-    `keys` maps the SHA-256 of a key to its tenant. Without any, every caller is the default tenant.
+    reloads, refusals: how often a changed file came into force, and was refused
     """
 
-    def __init__(self, keys: Mapping[bytes, TenantContext] | None = None) -> None:
-        self._keys = dict(keys or {})
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.reloads = 0
+        self.refusals = 0
+        self.valid = True
+        self._path: Path | None = None
+        self._seen: _State | None = None
 
     @classmethod
-    def single(cls, api_key: str | None) -> "Tenants":
-        """One key for everybody, or none at all."""
-        return cls({sha256(api_key.encode()).digest(): DEFAULT_TENANT} if api_key else {})
+    def of(cls, settings: Settings) -> Self:
+        """As the settings say; raises TenantsInvalid."""
+        if settings.tenants is not None:
+            return cls.read(settings.tenants)
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        return cls(Policy.single(key))
 
     @classmethod
-    def read(cls, path: Path) -> "Tenants":
-        """A TOML file: a table for each tenant with `key_sha256 = [...]` and `weight`.
-
-        Raises TenantsInvalid.
-        """
-        try:
-            content = tomllib.loads(path.read_text())
-            tenants = TypeAdapter(dict[TenantId, _Tenant]).validate_python(content)
-        except OSError as error:
-            raise TenantsInvalid(f"{path}: {error.strerror}") from None
-        except ValidationError as error:
-            detail = error.errors()[0]
-            where = ".".join(str(part) for part in detail["loc"])
-            raise TenantsInvalid(f"{path}: {where}: {detail['msg']}") from None
-        except ValueError as error:
-            raise TenantsInvalid(f"{path}: {error}") from None
-        keys: dict[bytes, TenantContext] = {}
-        for name, tenant in tenants.items():
-            for key in map(bytes.fromhex, tenant.key_sha256):
-                if key in keys:
-                    raise TenantsInvalid(f"{path}: {name}: a key that {keys[key].id} has too")
-                keys[key] = TenantContext(name, tenant.weight)
-        if not keys:
-            raise TenantsInvalid(f"{path}: no tenant has a key")
-        return cls(keys)
+    def read(cls, path: Path) -> Self:
+        """As a file says, now and whenever it changes; raises TenantsInvalid."""
+        seen = _state(path)
+        tenants = cls(read_tenants(path))
+        tenants._path, tenants._seen = path, seen
+        return tenants
 
     @property
     def contexts(self) -> tuple[TenantContext, ...]:
         """Every tenant there is."""
-        return tuple(dict.fromkeys(self._keys.values())) or (DEFAULT_TENANT,)
+        return self.policy.contexts
 
-    def authenticate(self, authorization: str | None) -> TenantContext:
-        """The tenant whose key the Authorization header carries; raises ApiError."""
-        if not self._keys:
-            return DEFAULT_TENANT
+    def authenticate(self, authorization: str | None) -> Caller:
+        """Whose key the Authorization header carries; raises ApiError."""
         match = _BEARER.fullmatch(authorization or "")
-        digest = sha256(match[1].encode() if match else b"").digest()
-        # Every key is compared, so that the time taken tells nothing of which one was near.
-        found = [tenant for key, tenant in self._keys.items() if hmac.compare_digest(key, digest)]
-        if not match or not found:
+        caller = self.policy.authenticate(match[1] if match else None, datetime.now(UTC))
+        if caller is None:
             raise ApiError(ErrorCode.INVALID_API_KEY)
-        return found[0]
+        return caller
 
-    def narrow(self, tenant: TenantContext, named: str) -> TenantContext:
-        """The tenant that a trusted proxy names, for a key that is nobody's in particular.
+    def narrow(self, caller: Caller, header: str) -> Caller:
+        """The caller as the tenant that a trusted proxy's header names; raises ApiError."""
+        narrowed = self.policy.narrowed(caller, header)
+        if narrowed is None:
+            values = {"reason": "the key is not the named tenant's"}
+            raise ApiError(ErrorCode.FORBIDDEN, values=values)
+        return narrowed
 
-        Raises ApiError where the key is another tenant's.
+    def refresh(self, check: Callable[[Policy], None] = lambda _: None) -> bool:
+        """Takes over the file if it changed since the last look; returns whether it did.
+
+        A file that cannot be used, or that `check` refuses with TenantsInvalid, changes nothing
+        and is told in the log, once.
         """
-        if named == tenant.id:
-            return tenant
-        if tenant != DEFAULT_TENANT or not re.fullmatch(_ID, named):
-            raise ApiError(
-                ErrorCode.FORBIDDEN, values={"reason": "the key is not the named tenant's"}
-            )
-        return TenantContext(named)
+        if self._path is None or (state := _state(self._path)) == self._seen:
+            return False
+        self._seen = state
+        try:
+            policy = read_tenants(self._path)
+            check(policy)
+        except TenantsInvalid as error:
+            self.refusals += 1
+            self.valid = False
+            for line in error.lines:
+                log.error("the tenants stay as they were: %s", line)
+            return False
+        self.policy = policy
+        self.reloads += 1
+        self.valid = True
+        log.info("%s: %d tenants are in force", self._path, len(policy.tenants))
+        return True
+
+
+def _state(path: Path) -> _State | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return _State(found.st_ino, found.st_mtime_ns, found.st_size)

@@ -16,7 +16,6 @@ from weft.server.evaluation.encoded import Encoded
 from weft.server.evaluation.judgement import MARGIN, judge
 from weft.server.evaluation.measuring import Measuring, Model
 from weft.server.evaluation.outcome import Outcome
-from weft.server.tenants import background
 from weft.server.text import Text
 
 MAX_RUNNING = 2
@@ -126,7 +125,7 @@ class Evaluations:
             measuring = Measuring(
                 self._engine,
                 self._text,
-                background(evaluation.tenant),
+                evaluation.tenant.background,
                 self._slots,
                 name=evaluation.id,
                 done=evaluation.advance,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from weft.server.errors import ApiError
-from weft.server.selection import Member, Selected, check, parse
+from weft.server.selection import AdapterName, Member, Selected, check, parse
 
 LORA = Member("a@1", "digest-a", 1.0, "lora", frozenset({"q_proj"}), frozenset(), 0, 100)
 OTHER = replace(LORA, id="b@2", digest="digest-b")
@@ -30,15 +30,39 @@ PROMPT = replace(
         ("a:0.7,b:0.3", [("a", None, 0.7), ("b", None, 0.3)]),
         ("a@2:1.5, b.c-d_e", [("a", 2, 1.5), ("b.c-d_e", None, 1.0)]),
         ("a:-0.25", [("a", None, -0.25)]),
+        ("acme/a@2:0.5,b", [("acme/a", 2, 0.5), ("b", None, 1.0)]),
     ],
 )
 def test_words(words: str, expected: list[tuple[str, int | None, float]]) -> None:
-    assert parse(words) == [Selected(*one) for one in expected]
+    selected = parse(words)
+    assert selected is not None
+    assert [(str(one.adapter), one.version, one.weight) for one in selected] == expected
+
+
+def test_a_slash_names_another_tenants() -> None:
+    assert parse("acme/a") == [Selected(AdapterName("acme", "a"), None, 1.0)]
+    assert parse("a") == [Selected(AdapterName(None, "a"), None, 1.0)]
 
 
 @pytest.mark.parametrize(
     "words",
-    ["", "a,", ",a", "a b", "a@0", "a@x", "a:", "a:x", "a:1e3", "a:.5", "a:nan", "/a", "a;b"],
+    [
+        "",
+        "a,",
+        ",a",
+        "a b",
+        "a@0",
+        "a@x",
+        "a:",
+        "a:x",
+        "a:1e3",
+        "a:.5",
+        "a:nan",
+        "/a",
+        "a/",
+        "a/b/c",
+        "a;b",
+    ],
 )
 def test_other_words_name_nothing(words: str) -> None:
     assert parse(words) is None

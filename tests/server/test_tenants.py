@@ -1,78 +1,27 @@
-"""Keys to tenants, and the files that name them."""
+"""Keys over HTTP: each tenant sees its own, a proxy narrows, and a changed file is taken over."""
 
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from api_server import api
+from api_server import MESSAGES, Api, api
+from tenants_files import key_table, tenants_file
 
 from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError
-from weft.server.tenants import DEFAULT_TENANT, Tenants, TenantsInvalid
+from weft.server.policy import Policy
+from weft.server.tenants import Tenants, TenantsInvalid
 
 
-def hashed(key: str) -> str:
-    return sha256(key.encode()).hexdigest()
-
-
-def test_without_keys_everybody_is_the_default_tenant() -> None:
-    assert Tenants.single(None).authenticate(None) == DEFAULT_TENANT
-    assert Tenants.single(None).authenticate("Bearer whatever") == DEFAULT_TENANT
-
-
-def test_one_key_opens_for_the_default_tenant() -> None:
-    tenants = Tenants.single("k")
-    assert tenants.authenticate("bearer k") == DEFAULT_TENANT
-    for wrong in (None, "", "k", "Bearer", "Bearer kk", "Bearer k k"):
-        with pytest.raises(ApiError):
-            tenants.authenticate(wrong)
-
-
-def test_a_file_gives_each_key_its_tenant(tmp_path: Path) -> None:
-    path = tmp_path / "tenants.toml"
-    path.write_text(
-        f'[acme]\nkey_sha256 = ["{hashed("a1")}", "{hashed("a2")}"]\nweight = 2.5\n'
-        f'[bolt]\nkey_sha256 = ["{hashed("b")}"]\n'
-    )
-    tenants = Tenants.read(path)
-    assert tenants.authenticate("Bearer a2").id == "acme"
-    assert tenants.authenticate("Bearer a1").weight == 2.5
-    assert tenants.authenticate("Bearer b").id == "bolt"
-    assert {tenant.id for tenant in tenants.contexts} == {"acme", "bolt"}
-
-
-@pytest.mark.parametrize(
-    ("content", "names"),
-    [
-        ("[acme", "tenants.toml"),
-        ("", "no tenant"),
-        ("[acme]", "acme.key_sha256"),
-        ('[acme]\nkey_sha256 = ["x"]', "acme.key_sha256.0"),
-        ("[acme]\nkey_sha256 = []\nkeys = 1", "acme.keys"),
-        ("[acme]\nkey_sha256 = []\nweight = 0", "acme.weight"),
-        ('["a/b"]\nkey_sha256 = []', "a/b"),
-        (f'[a]\nkey_sha256=["{"0" * 64}"]\n[b]\nkey_sha256=["{"0" * 64}"]', "b: a key that a has"),
-    ],
-)
-def test_a_wrong_file_is_told_by_tenant_and_field(tmp_path: Path, content: str, names: str) -> None:
-    path = tmp_path / "tenants.toml"
-    path.write_text(content)
-    with pytest.raises(TenantsInvalid) as caught:
-        Tenants.read(path)
-    assert names in str(caught.value)
-
-
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(TenantsInvalid, match="No such file"):
-        Tenants.read(tmp_path / "none.toml")
+@pytest.mark.parametrize("header", [None, "", "k", "Bearer", "Bearer kk", "Bearer k k", "Basic k"])
+def test_only_a_bearer_key_opens(header: str | None) -> None:
+    tenants = Tenants(Policy.single("k"))
+    assert tenants.authenticate("bearer k").tenant.id == "default"
+    with pytest.raises(ApiError, match="invalid_api_key"):
+        tenants.authenticate(header)
 
 
 async def test_each_tenant_sees_its_own_adapters(tmp_path: Path) -> None:
-    path = tmp_path / "tenants.toml"
-    path.write_text(
-        f'[acme]\nkey_sha256 = ["{hashed("a")}"]\n[bolt]\nkey_sha256 = ["{hashed("b")}"]\n'
-    )
-    with api(tmp_path, tenants=path) as made:
+    with api(tmp_path, tenants=tenants_file(tmp_path, acme="a", bolt="b")) as made:
         acme, bolt = made.services.tenants.contexts
         await made.add("canary-acme", tenant=acme)
         await made.add("canary-bolt", tenant=bolt, seed=1)
@@ -85,6 +34,9 @@ async def test_each_tenant_sees_its_own_adapters(tmp_path: Path) -> None:
                 for method, suffix in (("GET", ""), ("DELETE", ""), ("POST", "/pin")):
                     path_ = f"/v1/adapters/canary-{foreign}{suffix}"
                     assert (await client.request(method, path_)).status_code == 404
+
+
+# ---- a trusted proxy
 
 
 async def test_a_trusted_proxy_names_the_tenant(tmp_path: Path) -> None:
@@ -103,13 +55,14 @@ async def test_a_trusted_proxy_names_the_tenant(tmp_path: Path) -> None:
 
 
 async def test_a_proxy_cannot_widen_a_tenants_key(tmp_path: Path) -> None:
-    path = tmp_path / "tenants.toml"
-    path.write_text(f'[acme]\nkey_sha256 = ["{hashed("a")}"]\n')
+    path = tenants_file(tmp_path, acme="a", bolt="b")
     with api(tmp_path, tenants=path, trust_proxy_header="X-Tenant") as made:
         async with made.client(authorization="Bearer a") as client:
-            for named, status in (("acme", 200), ("bolt", 403), ("default", 403)):
-                answer = await client.get("/v1/models", headers={"X-Tenant": named})
-                assert answer.status_code == status
+            answers = {}
+            for named in ("acme", "bolt", "nobody"):
+                answers[named] = await client.get("/v1/models", headers={"X-Tenant": named})
+            assert [answer.status_code for answer in answers.values()] == [200, 403, 403]
+            assert answers["bolt"].text == answers["nobody"].text
 
 
 async def test_without_a_trusted_proxy_the_header_means_nothing(tmp_path: Path) -> None:
@@ -118,3 +71,129 @@ async def test_without_a_trusted_proxy_the_header_means_nothing(tmp_path: Path) 
         async with made.client() as client:
             answer = await client.get("/v1/models", headers={"X-Tenant": "acme"})
             assert len(answer.json()["data"]) == 1
+
+
+# ---- shared and default adapters
+
+SHARING = """
+[tenants.acme]
+share = { legal = ["bolt"], faq = ["*"], planned = ["bolt"] }
+[tenants.bolt]
+default_adapter = "acme/legal"
+"""
+
+
+async def models(made: Api, key: str) -> list[str]:
+    async with made.client(authorization=f"Bearer {key}") as client:
+        listed = (await client.get("/v1/models")).json()["data"]
+        for model in listed:
+            assert (await client.get(f"/v1/models/{model['id']}")).json() == model
+        return [model["id"] for model in listed]
+
+
+async def test_a_shared_adapter_is_used_by_those_it_is_shared_with(tmp_path: Path) -> None:
+    path = tenants_file(tmp_path, SHARING, acme="a", bolt="b", crow="c")
+    with api(tmp_path, tenants=path) as made:
+        acme = made.services.tenants.contexts[0]
+        for seed, name in enumerate(("legal", "faq", "own")):
+            await made.add(name, tenant=acme, seed=seed)
+        assert await models(made, "a") == ["tiny", "faq", "legal", "own"]
+        assert await models(made, "b") == ["tiny", "acme/faq", "acme/legal"]
+        assert await models(made, "c") == ["tiny", "acme/faq"]
+        async with made.client(authorization="Bearer b") as client:
+            body = {"messages": MESSAGES, "model": "acme/legal@1:0.5,acme/faq:0.5"}
+            answer = await client.post("/v1/chat/completions", json=body)
+            assert answer.headers["x-adapter-id"] == "acme/legal@1:0.5,acme/faq@1:0.5"
+        assert made.engine.requests[0].tenant.id == "bolt"
+        made.check()
+
+
+async def test_an_adapter_not_shared_looks_like_one_that_does_not_exist(tmp_path: Path) -> None:
+    path = tenants_file(tmp_path, SHARING, acme="a", bolt="b", crow="c")
+    with api(tmp_path, tenants=path) as made:
+        await made.add("legal", tenant=made.services.tenants.contexts[0])
+        async with made.client(authorization="Bearer c") as client:
+            answers = []
+            for model in ("acme/legal", "acme/other", "bolt/legal", "dove/legal"):
+                body = {"messages": MESSAGES, "model": model}
+                answer = await client.post("/v1/chat/completions", json=body)
+                same = {n: v for n, v in answer.headers.items() if n != "x-request-id"}
+                same.pop("content-length")
+                answers.append((answer.status_code, answer.text.replace(model, "NAME"), same))
+        assert answers[0][0] == 404
+        assert all(answer == answers[0] for answer in answers)
+
+
+async def test_a_key_alone_picks_its_model(tmp_path: Path) -> None:
+    path = tenants_file(tmp_path, SHARING, acme="a", bolt="b")
+    with api(tmp_path, tenants=path) as made:
+        await made.add("legal", tenant=made.services.tenants.contexts[0])
+        seen = {}
+        for key, body in (
+            ("b", {}),
+            ("b", {"model": "default"}),
+            ("b", {"model": "tiny"}),
+            ("a", {}),
+        ):
+            async with made.client(authorization=f"Bearer {key}") as client:
+                answer = await client.post(
+                    "/v1/chat/completions", json={"messages": MESSAGES, **body}
+                )
+                seen[key, *body.values()] = answer.headers["x-adapter-id"]
+        assert seen == {
+            ("b",): "acme/legal@1",
+            ("b", "default"): "acme/legal@1",
+            ("b", "tiny"): "tiny",
+            ("a",): "tiny",
+        }
+
+
+# ---- reloading
+
+
+def replace(path: Path, text: str) -> None:
+    """As `weft tenants` and careful editors write: whole or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def test_a_changed_file_is_taken_over(tmp_path: Path) -> None:
+    path = tenants_file(tmp_path, acme="a")
+    tenants = Tenants.read(path)
+    assert not tenants.refresh()
+    replace(path, key_table("bolt", "b"))
+    assert tenants.refresh()
+    assert not tenants.refresh()
+    assert tenants.authenticate("Bearer b").tenant.id == "bolt"
+    with pytest.raises(ApiError):
+        tenants.authenticate("Bearer a")
+
+
+@pytest.mark.parametrize("broken", ["[tenants.acme", "", "[tenants.acme]\nweight = 0", None])
+def test_a_broken_file_changes_nothing_and_is_told(
+    tmp_path: Path, broken: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tenants_file(tmp_path, acme="a")
+    tenants = Tenants.read(path)
+    replace(path, broken) if broken is not None else path.unlink()
+    assert not tenants.refresh()
+    assert not tenants.refresh()
+    assert (tenants.valid, tenants.refusals, tenants.reloads) == (False, 1, 0)
+    assert tenants.authenticate("Bearer a").tenant.id == "acme"
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    replace(path, key_table("bolt", "b"))
+    assert tenants.refresh()
+    assert (tenants.valid, tenants.reloads) == (True, 1)
+
+
+def test_what_the_server_cannot_hold_is_refused_like_a_broken_file(tmp_path: Path) -> None:
+    tenants = Tenants.read(tenants_file(tmp_path, acme="a"))
+    replace(tmp_path / "tenants.toml", key_table("bolt", "b"))
+
+    def refuse(_: Policy) -> None:
+        raise TenantsInvalid(["too much"])
+
+    assert not tenants.refresh(refuse)
+    assert not tenants.valid
+    assert tenants.authenticate("Bearer a").tenant.id == "acme"

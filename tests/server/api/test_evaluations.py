@@ -10,6 +10,7 @@ import pytest
 from api_server import BASE, Api, tiny_text
 from api_server import api as make_api
 from fake_engine import FakeEngine
+from tenants_files import tenants_file
 
 from weft.adapters.blend import alone
 from weft.server.api import evaluations as routes
@@ -172,11 +173,7 @@ async def test_unknown_names(api: Api) -> None:
 
 
 async def test_a_tenant_sees_only_its_own(tmp_path: Path) -> None:
-    from hashlib import sha256
-
-    tenants = tmp_path / "tenants.toml"
-    keys = {name: sha256(name.encode()).hexdigest() for name in ("one", "two")}
-    tenants.write_text("".join(f'[{name}]\nkey_sha256 = ["{key}"]\n' for name, key in keys.items()))
+    tenants = tenants_file(tmp_path, one="one", two="two")
     with make_api(tmp_path, FakeEngine(reply=(7,)), tenants=tenants) as api:
         async with (
             api.client(Authorization="Bearer one") as one,
