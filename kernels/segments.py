@@ -9,11 +9,15 @@ from weft.kernels.memo import Memo
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows `[start, stop)` of a step, all computed with the adapter in `slot`."""
+    """Rows `[start, stop)` of a step, all computed with the adapter in `slot`.
+
+    expert: where the rows are those of a layer of experts, the one that computes them
+    """
 
     slot: int
     start: int
     stop: int
+    expert: int = 0
 
 
 @dataclass(frozen=True)

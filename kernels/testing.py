@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from weft.kernels.attention.paged import PagedBatch
 from weft.kernels.low_rank.table import ALIGNMENT_BYTES, LowRankTable
-from weft.kernels.segments import Segments
+from weft.kernels.segments import Segment, Segments
 
 Popularity = Literal["distinct", "uniform", "skewed", "identical"]
 POPULARITIES: tuple[Popularity, ...] = ("distinct", "uniform", "skewed", "identical")
@@ -45,6 +45,7 @@ def low_rank_problem(
     out_features: int,
     popularity: Popularity = "distinct",
     base_rows: int = 0,
+    experts: int = 1,
     dtype: torch.dtype = torch.float32,
     arena_dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -52,6 +53,7 @@ def low_rank_problem(
 ) -> LowRankProblem:
     """`base_rows` rows of the base, then `rows` rows of adapters with these ranks, sorted by slot.
 
+    With several experts each row belongs to a random one, and rows are sorted by expert first.
     A rank of 0 is an adapter that has no pair in the module. Pairs lie in the arena in random
     order, with gaps of NaN that no kernel may read.
     """
@@ -65,8 +67,8 @@ def low_rank_problem(
         y=normal(len(slots), out_features).to(device, dtype),
         x=normal(len(slots), in_features).to(device, dtype),
         ids=torch.randint(in_features, (len(slots),), generator=random).to(device),
-        table=_table(ranks, in_features, out_features, random, arena_dtype, device),
-        segments=Segments.from_slots(slots),
+        table=_table(ranks, in_features, out_features, experts, random, arena_dtype, device),
+        segments=_segments(slots, torch.randint(experts, (len(slots),), generator=random)),
     )
 
 
@@ -152,29 +154,42 @@ def _slots(popularity: Popularity, rows: int, adapters: int, random: torch.Gener
     return sorted(slots.tolist())
 
 
+def _segments(slots: Sequence[int], experts: Tensor) -> Segments:
+    items: list[Segment] = []
+    start = 0
+    for (expert, slot), rows in groupby(sorted(zip(experts.tolist(), slots, strict=True))):
+        stop = start + len(list(rows))
+        if slot >= 0:
+            items.append(Segment(slot, start, stop, expert))
+        start = stop
+    return Segments(tuple(items), len(slots))
+
+
 def _table(
     ranks: Sequence[int],
     in_features: int,
     out_features: int,
+    experts: int,
     random: torch.Generator,
     dtype: torch.dtype,
     device: str,
 ) -> LowRankTable:
     gap = ALIGNMENT_BYTES
-    sizes = [rank * (in_features + out_features) + 4 * gap for rank in ranks]
+    sizes = [experts * rank * (in_features + out_features) + 4 * gap for rank in ranks]
     arena = torch.full((sum(sizes),), torch.nan).to(device, dtype)
-    table = LowRankTable(arena, len(ranks), in_features, out_features)
+    table = LowRankTable(arena, len(ranks), in_features, out_features, experts)
     offset = 0
     for slot in torch.randperm(len(ranks), generator=random).tolist():
         rank = ranks[slot]
         if rank == 0:
             continue
-        offset_b = _after(offset + rank * in_features, gap)
+        offset_b = _after(offset + experts * rank * in_features, gap)
         table.set(slot, offset, offset_b, rank)
-        offset = _after(offset_b + rank * out_features, gap)
-        a, b = _filled(table, slot)
-        a.copy_(torch.randn(a.shape, generator=random) * in_features**-0.5)
-        b.copy_(torch.randn(b.shape, generator=random) * rank**-0.5)
+        offset = _after(offset_b + experts * rank * out_features, gap)
+        for expert in range(experts):
+            a, b = _filled(table, slot, expert)
+            a.copy_(torch.randn(a.shape, generator=random) * in_features**-0.5)
+            b.copy_(torch.randn(b.shape, generator=random) * rank**-0.5)
     return table
 
 
@@ -182,7 +197,7 @@ def _after(offset: int, gap: int) -> int:
     return offset + gap + -offset % gap
 
 
-def _filled(table: LowRankTable, slot: int) -> tuple[Tensor, Tensor]:
-    pair = table.pair(slot)
+def _filled(table: LowRankTable, slot: int, expert: int) -> tuple[Tensor, Tensor]:
+    pair = table.pair(slot, expert)
     assert pair is not None
     return pair

@@ -23,6 +23,7 @@ def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments)
 
     y: [rows, out_features], changed in place; rows of no segment keep their bits
     x: [rows, in_features], any dtype that matmul knows; the arena's dtype may differ
+    Where a segment names an expert, the pair is that expert's.
     Sums are accumulated in float32 in a fixed order; a row's sum never reads another row.
     """
     _backend(y).low_rank_add_(y, x, table, segments)

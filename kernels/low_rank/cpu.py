@@ -23,6 +23,7 @@ class Run:
     start: int
     stop: int
     slots: tuple[int, ...]
+    experts: tuple[int, ...]
     sizes: tuple[int, ...]
 
     @property
@@ -49,14 +50,15 @@ def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: S
 def _parts(
     run: Run, inputs: Tensor, sums: Tensor, table: LowRankTable
 ) -> Iterator[tuple[Factors, Tensor, Tensor]]:
-    """The factors of each slot of the run that has some, with its part of the inputs and sums."""
-    for slot, rows, out in zip(
+    """The factors of each segment whose slot has some, with its part of the inputs and sums."""
+    for slot, expert, rows, out in zip(
         run.slots,
+        run.experts,
         inputs.split_with_sizes(run.sizes),
         sums.split_with_sizes(run.sizes),
         strict=True,
     ):
-        factors = table.factors(slot)
+        factors = table.factors(slot, expert)
         if factors is not None:
             yield factors, rows, out
 
@@ -91,6 +93,7 @@ def _runs(segments: Segments) -> tuple[Run, ...]:
             start=run[0].start,
             stop=run[-1].stop,
             slots=tuple(segment.slot for segment in run),
+            experts=tuple(segment.expert for segment in run),
             sizes=tuple(segment.stop - segment.start for segment in run),
         )
         for run in runs

@@ -9,7 +9,7 @@ from weft.kernels.segments import Segments
 def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_add_`."""
     for segment in segments:
-        pair = table.pair(segment.slot)
+        pair = table.pair(segment.slot, segment.expert)
         if pair is not None:
             a, b = (tensor.float() for tensor in pair)
             rows = slice(segment.start, segment.stop)
@@ -19,7 +19,7 @@ def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments)
 def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_embed_add_`."""
     for segment in segments:
-        pair = table.pair(segment.slot)
+        pair = table.pair(segment.slot, segment.expert)
         if pair is not None:
             a, b = (tensor.float() for tensor in pair)
             rows = slice(segment.start, segment.stop)

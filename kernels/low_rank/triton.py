@@ -144,9 +144,9 @@ def _launches(
 
 
 def _tiles(segments: Segments, blocks: Blocks, device: torch.device) -> Tensor | None:
-    """(slot, first row, end row) of each tile, int32 [tiles, 3]; None where there is none."""
+    """(slot, first row, end row, expert) of each tile, int32 [tiles, 4]; None without any."""
     tiles = [
-        (segment.slot, start, min(start + blocks.rows, segment.stop))
+        (segment.slot, start, min(start + blocks.rows, segment.stop), segment.expert)
         for segment in segments
         if blocks.least <= segment.stop - segment.start <= blocks.most
         for start in range(segment.start, segment.stop, blocks.rows)
@@ -185,7 +185,7 @@ def shrink(
     Program (tile, block of ranks, split); blocks beyond the slot's own rank exit at once, and the
     last block is filled up with zeros.
     """
-    tile = tiles + 3 * tl.program_id(0)
+    tile = tiles + 4 * tl.program_id(0)
     slot = tl.load(tile)
     rank = tl.load(ranks + slot)
     first_rank = tl.program_id(1) * BLOCK_RANK
@@ -197,6 +197,7 @@ def shrink(
     r = first_rank + tl.arange(0, BLOCK_RANK)
     is_rank = r < rank
     a = arena + tl.multiple_of(tl.load(offsets + slot), ALIGNMENT)
+    a += tl.load(tile + 3).to(tl.int64) * rank * in_features
     sums = tl.zeros((BLOCK_ROWS, BLOCK_RANK), tl.float32)
     for start in range(split * BLOCK_INPUTS, in_features, SPLITS * BLOCK_INPUTS):
         k = start + tl.arange(0, BLOCK_INPUTS)
@@ -233,7 +234,7 @@ def look_up(
     BLOCK_RANK: tl.constexpr,
 ) -> None:
     """`h[0, row, r] = a[r, ids[row]]`. Program (tile, block of ranks)."""
-    tile = tiles + 3 * tl.program_id(0)
+    tile = tiles + 4 * tl.program_id(0)
     slot = tl.load(tile)
     rank = tl.load(ranks + slot)
     first_rank = tl.program_id(1) * BLOCK_RANK
@@ -245,6 +246,7 @@ def look_up(
     mask = is_row[:, None] & (r < rank)[None, :]
     token = tl.load(ids + row, mask=is_row, other=0)
     a = arena + tl.load(offsets + slot)
+    a += tl.load(tile + 3).to(tl.int64) * rank * vocabulary
     values = tl.load(a + r[None, :] * vocabulary + token[:, None], mask=mask, other=0.0)
     h_at = h + row[:, None] * h_row_stride + r[None, :]
     tl.store(h_at, values.to(tl.float32), mask=is_row[:, None])
@@ -269,7 +271,7 @@ def expand(
     BLOCK_OUTPUTS: tl.constexpr,
 ) -> None:
     """`y[row, n] += Σ_r (Σ_split h[split, row, r]) b[r, n]`. Program (tile, block of n)."""
-    tile = tiles + 3 * tl.program_id(0)
+    tile = tiles + 4 * tl.program_id(0)
     slot = tl.load(tile)
     rank = tl.load(ranks + slot)
     if rank == 0:
@@ -279,6 +281,7 @@ def expand(
     is_row = row < tl.load(tile + 2)
     is_output = n < out_features
     b = arena + tl.multiple_of(tl.load(offsets + slot), ALIGNMENT)
+    b += tl.load(tile + 3).to(tl.int64) * rank * out_features
     sums = tl.zeros((BLOCK_ROWS, BLOCK_OUTPUTS), tl.float32)
     for first_rank in range(0, rank, BLOCK_RANK):
         r = first_rank + tl.arange(0, BLOCK_RANK)

@@ -35,6 +35,7 @@ problems = st.fixed_dictionaries(
         "out_features": st.sampled_from([1, 5, 64, 150]),
         "popularity": st.sampled_from(POPULARITIES),
         "base_rows": st.integers(0, 5),
+        "experts": st.sampled_from([1, 1, 3]),
         "dtype": st.sampled_from(DTYPES),
         "arena_dtype": st.sampled_from(DTYPES),
         "seed": st.integers(0, 2**20),
@@ -179,6 +180,21 @@ def test_strided_inputs_are_read_where_they_lie(device: str) -> None:
 
 
 @DEVICES
+def test_each_expert_of_a_slot_has_its_own_pair(device: str) -> None:
+    problem = low_rank_problem(
+        rows=3, ranks=[2], in_features=3, out_features=5, experts=3, device=device
+    )
+    problem = with_segments(problem, Segment(0, 0, 1, expert=2), Segment(0, 2, 3, expert=0))
+    expected = problem.y.clone()
+    for row, expert in ((0, 2), (2, 0)):
+        pair = problem.table.pair(0, expert)
+        assert pair is not None
+        expected[row] += problem.x[row] @ pair[0].T @ pair[1]
+    add(problem)
+    assert_close(problem.y, expected, torch.float32)
+
+
+@DEVICES
 def test_a_cleared_slot_adds_nothing_and_a_set_one_its_new_pair(device: str) -> None:
     problem = low_rank_problem(rows=4, ranks=[4], in_features=6, out_features=5, device=device)
     problem.table.clear(0)
@@ -212,6 +228,13 @@ def test_the_device_table_repeats_the_pairs() -> None:
     table.clear(1)
     assert table.ranks.tolist() == [0, 0, 0]
     assert (table.pair(2), table.max_rank) == (None, 0)
+
+
+def test_the_pairs_of_all_experts_must_fit() -> None:
+    table = LowRankTable(torch.zeros(100), slots=1, in_features=4, out_features=6, experts=3)
+    table.set(0, offset_a=0, offset_b=24, rank=2)
+    with pytest.raises(ValueError, match=r"\[3, 2, 6\] at element 68 does not fit"):
+        table.set(0, offset_a=0, offset_b=68, rank=2)
 
 
 @pytest.mark.parametrize(
