@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from weft.adapters.errors import AdapterInvalid
+from weft.adapters.expert_maps import ExpertMap, expert_maps, former_modules
 
 Kind = Literal["linear", "conv1d", "embedding"]
 
@@ -97,6 +98,8 @@ ReadParameter = Callable[[str, str], Tensor]
 class BaseModules(Mapping[str, TargetModule]):
     """The base's linear layers and embeddings by full name, in the model's order.
 
+    experts: the linear maps of its layers of experts by full name, in the model's order
+    former: today's names of the modules beside those layers by the names before transformers 5
     owners: all modules with parameters, those included   types: all modules' types by name
     parameter: gives a parameter's values, called with the names of its module and its own
     embedding: name of the token embedding, or None   head: name of the output head, or None
@@ -114,6 +117,8 @@ class BaseModules(Mapping[str, TargetModule]):
         owners: Mapping[str, ParameterOwner],
         types: Mapping[str, str],
         parameter: ReadParameter,
+        experts: Mapping[str, ExpertMap] | None = None,
+        former: Mapping[str, str] | None = None,
         embedding: str | None = None,
         head: str | None = None,
         attention: Mapping[str, KVShape] | None = None,
@@ -125,6 +130,8 @@ class BaseModules(Mapping[str, TargetModule]):
         self.owners = owners
         self.types = types
         self.parameter = parameter
+        self.experts = experts or {}
+        self.former = former or {}
         self.embedding = embedding
         self.head = head
         self.attention = attention or {}
@@ -146,6 +153,7 @@ class BaseModules(Mapping[str, TargetModule]):
         refusals = refused or {}
         modules = dict(model.named_modules())
         read = _reader(modules)
+        experts = expert_maps(model, refusals)
         targets = {
             name: target
             for name, module in modules.items()
@@ -156,6 +164,8 @@ class BaseModules(Mapping[str, TargetModule]):
             owners=_owners(modules, refusals),
             types={name: type(module).__name__ for name, module in modules.items()},
             parameter=read,
+            experts=experts,
+            former=former_modules(model, experts),
             embedding=_name_of(model, model.get_input_embeddings()),
             head=head_of(model),
             attention=attention,
@@ -175,6 +185,8 @@ class BaseModules(Mapping[str, TargetModule]):
             owners=self.owners,
             types=self.types,
             parameter=read,
+            experts=self.experts,
+            former=self.former,
             embedding=self.embedding,
             head=self.head,
             attention=self.attention,

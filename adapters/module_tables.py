@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from weft.adapters.expert_maps import ExpertMap
 from weft.adapters.operations import LowRank, Operation, Override
 from weft.adapters.stages import InputVerb, OutputVerb, Stages, stages_of
 from weft.kernels.low_rank import LowRankTable
@@ -21,7 +22,7 @@ Verb = TypeVar("Verb")
 
 
 class ModuleTables:
-    """The operations on one module by slot.
+    """The operations by slot on one module, or on one map of a layer of experts.
 
     arena: 1-D, holds the operations' tensors   slots: how many there are
     stages: what the module can take, if its type does not tell
@@ -33,7 +34,7 @@ class ModuleTables:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: nn.Module | ExpertMap,
         arena: Tensor,
         slots: int,
         stages: Stages | None = None,
@@ -58,6 +59,11 @@ class ModuleTables:
     def any_in(self, slots: Iterable[int]) -> bool:
         """Whether any of `slots` has an operation here."""
         return not self._kinds.keys().isdisjoint(slots)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any slot has an operation here."""
+        return bool(self._used)
 
     def only_add(self, slots: Iterable[int]) -> bool:
         """Whether what these slots do here are additions."""
@@ -92,6 +98,7 @@ class ModuleTables:
             at_a, at_b = (int(tensor.storage_offset()) - start for tensor in (op.a, op.b))
             self.low_rank.set(slot, at_a, at_b, op.rank)
         elif isinstance(op, Override):
+            assert isinstance(self._module, nn.Module)
             self.table(Override).set(slot, twin(self._module, op.parameters))
         else:
             self.table(type(op)).set(slot, op.entry)
@@ -125,7 +132,9 @@ def twin(module: nn.Module, parameters: Mapping[str, Tensor]) -> nn.Module:
     return result
 
 
-def _low_rank_table(module: nn.Module, arena: Tensor, slots: int) -> LowRankTable | None:
+def _low_rank_table(
+    module: nn.Module | ExpertMap, arena: Tensor, slots: int
+) -> LowRankTable | None:
     match module:
         case nn.Linear():
             return LowRankTable(arena, slots, module.in_features, module.out_features)
@@ -133,5 +142,8 @@ def _low_rank_table(module: nn.Module, arena: Tensor, slots: int) -> LowRankTabl
             return LowRankTable(arena, slots, module.nx, module.nf)
         case nn.Embedding():
             return LowRankTable(arena, slots, module.num_embeddings, module.embedding_dim)
+        case ExpertMap():
+            widths = (module.in_features, module.out_features)
+            return LowRankTable(arena, slots, *widths, experts=module.experts)
         case _:
             return None

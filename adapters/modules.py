@@ -3,68 +3,22 @@
 Knows no files and no requests; which rows belong to which slot is told by the step.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from weft.adapters.base import BaseModules
+from weft.adapters.experts import EXPERT_ROWS, AdaptedExperts
 from weft.adapters.module_tables import ModuleTables
-from weft.adapters.operations import Bottleneck, Operation, Override, VirtualTokens
+from weft.adapters.operations import Bottleneck, VirtualTokens
+from weft.adapters.overridable import Overridable, RowLayout
 from weft.adapters.stages import ATTENTION, sublayer_stages
+from weft.adapters.step_state import StepState, check_rows
 from weft.adapters.sublayers import Residual, Sublayer, sublayers_of
 from weft.kernels.segments import Segments
-
-_NONE = Segments((), 0)
-
-
-@dataclass(frozen=True, slots=True)
-class VirtualRows:
-    """These `rows` of a step are virtual tokens, from number `first` on, of one of these slots."""
-
-    slots: tuple[int, ...]
-    rows: slice
-    first: int
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One more adapter for some rows of a step, whose additions are weighted.
-
-    segments, weights: among all rows, float32 [rows]   kept, kept_weights: among the kept rows
-    """
-
-    segments: Segments
-    weights: Tensor
-    kept: Segments
-    kept_weights: Tensor
-
-
-@dataclass
-class StepState:
-    """The step that is being computed; set by the engine before each forward.
-
-    segments: adapter rows among all rows of the step
-    kept: adapter rows among the rows whose logits are wanted, which are all that the head sees
-    virtual: the rows of virtual tokens
-    layers: what is added to rows for which more than one adapter is used, or not just as it is
-    queries: of the attention layer that ran last, [rows, heads, dim]; set by it
-    """
-
-    segments: Segments = _NONE
-    kept: Segments = _NONE
-    virtual: tuple[VirtualRows, ...] = ()
-    layers: tuple[Layer, ...] = ()
-    queries: Tensor | None = None
-
-    def attended(self) -> Tensor:
-        """The queries of the attention whose output is projected now."""
-        if self.queries is None:
-            raise RuntimeError("an attention's output was projected before it attended")
-        return self.queries
 
 
 class Adapted(nn.Module):
@@ -104,7 +58,7 @@ class Adapted(nn.Module):
         y: Tensor
         if self.tables.any_in(segments.slots):
             rows = self.rows(x)
-            _check(len(rows), segments)
+            check_rows(len(rows), segments)
             y = self.adapted(x, rows, segments)
         else:
             y = self.base(x)
@@ -123,7 +77,7 @@ class Adapted(nn.Module):
         for segments, weights in self.layers():
             if not self.tables.any_in(segments.slots):
                 continue
-            _check(len(x), segments)
+            check_rows(len(x), segments)
             if not self.tables.only_add(segments.slots):
                 raise RuntimeError("a version that does more than add was given a weight")
             added = torch.zeros_like(y)
@@ -198,59 +152,6 @@ class AdaptedEmbedding(Adapted):
 
 
 @dataclass(frozen=True)
-class RowLayout:
-    """Which dimension of a module's arguments, and of its results, counts the step's rows.
-
-    All arguments are tensors and passed by position; `results` has one entry where the module
-    returns one tensor, or as many as the tuple that it returns.
-    """
-
-    arguments: tuple[int, ...]
-    results: tuple[int, ...]
-
-
-class Overridable:
-    """Any other module, whose rows get the parameters that their slots override.
-
-    The module stays where it is; its forward is replaced for as long as a slot overrides it, so
-    that it costs nothing until then.
-    """
-
-    def __init__(
-        self, base: nn.Module, layout: RowLayout, state: StepState, arena: Tensor, slots: int
-    ) -> None:
-        self.tables = ModuleTables(base, arena, slots, in_use=self._attach)
-        self._base = base
-        self._forward = base.forward
-        self._layout = layout
-        self._state = state
-        self._overrides = self.tables.table(Override)
-
-    def forward(self, *args: Tensor) -> Any:
-        """As the base computes it, but for the rows of slots with an override."""
-        result = self._forward(*args)
-        segments = self._state.segments
-        if not self._overrides.any_in(segments.slots):
-            return result
-        _check(args[0].shape[self._layout.arguments[0]], segments)
-        results = result if isinstance(result, tuple) else (result,)
-        for rows, module in self._overrides.rows(segments):
-            changed = module(*_narrowed(args, self._layout.arguments, rows))
-            changed = changed if isinstance(changed, tuple) else (changed,)
-            for whole, part in zip(
-                _narrowed(results, self._layout.results, rows), changed, strict=True
-            ):
-                whole.copy_(part)
-        return result
-
-    def _attach(self, kinds: Collection[type[Operation]]) -> None:
-        if kinds:
-            self._base.__dict__["forward"] = self.forward
-        else:
-            self._base.__dict__.pop("forward", None)
-
-
-@dataclass(frozen=True)
 class AdaptedModules:
     """The handle of an adapted model: where slots are filled, and where a step is announced."""
 
@@ -283,7 +184,11 @@ def adapt(
             model.set_submodule(name, wrapper(module, tables[name], state))
     for name, layout in layouts.items():
         module = model.get_submodule(name)
-        tables[name] = Overridable(module, layout, state, arena, slots).tables
+        maps = [m for m in base.experts.values() if m.module == name and m.refusal is None]
+        if maps and layout == EXPERT_ROWS:
+            tables |= AdaptedExperts(name, module, maps, state, arena, slots).tables
+        else:
+            tables |= Overridable(name, module, layout, state, arena, slots).tables
     for name in base.attention:
         module = model.get_submodule(name)
         tables[name] = ModuleTables(module, arena, slots, stages=ATTENTION)
@@ -307,16 +212,3 @@ def _wrapper(module: nn.Module, *, is_head: bool) -> type[Adapted]:
     if isinstance(module, nn.Embedding):
         return AdaptedEmbedding
     return AdaptedHead if is_head else AdaptedLinear
-
-
-def _check(rows: int, segments: Segments) -> None:
-    """Raises RuntimeError where a module got other rows than the step's."""
-    if rows != segments.rows:
-        raise RuntimeError(f"a module got {rows} rows in a step of {segments.rows}")
-
-
-def _narrowed(tensors: Sequence[Tensor], dims: Sequence[int], rows: slice) -> list[Tensor]:
-    count = rows.stop - rows.start
-    return [
-        tensor.narrow(dim, rows.start, count) for tensor, dim in zip(tensors, dims, strict=True)
-    ]

@@ -157,6 +157,7 @@ class LowRank(Operation):
 
     a: [rank, in_features] (for an embedding in_features is the vocabulary and x is one-hot)
     b: [rank, out_features], the transpose of peft's B
+    On a map of a layer of experts both have one more dimension in front, the expert.
     """
 
     adds: ClassVar[bool] = True
@@ -167,13 +168,13 @@ class LowRank(Operation):
     @property
     def rank(self) -> int:
         """Rank as computed, after lowering."""
-        return self.a.shape[0]
+        return self.a.shape[-2]
 
     def has_effect(self) -> bool:
         """Whether the product is not zero, also where its terms cancel."""
         a, b = self.a.double(), self.b.double()
-        terms = (a @ a.T) * (b @ b.T)  # their sum is the squared norm of aᵀ b
-        scale = float(terms.diagonal().sum())
+        terms = (a @ a.mT) * (b @ b.mT)  # their sum is the squared norm of aᵀ b
+        scale = float(terms.diagonal(dim1=-2, dim2=-1).sum())
         return scale > 0 and float(terms.sum()) > _NO_EFFECT**2 * scale
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from weft.adapters.expert_maps import ExpertMap
 from weft.adapters.operations import (
     AttendedPrompt,
     AttentionPrefix,
@@ -99,16 +100,23 @@ EMBEDDING = Stages(
     },
     apart=frozenset({VirtualTokens}),
 )
+EXPERT_MAP = Stages(inputs={}, outputs={LowRank: low_rank_add_})
 ATTENTION = Stages(inputs={}, outputs={}, apart=frozenset({AttentionPrefix}))
 # Norms, routers, experts: whatever computes each row by itself can be given other parameters.
 OTHER = Stages(inputs={}, outputs={Override: override_})
 
 
-def stages_of(module: nn.Module) -> Stages:
-    """The stages of a module of the base."""
-    if isinstance(module, nn.Linear | Conv1D):
-        return LINEAR
-    return EMBEDDING if isinstance(module, nn.Embedding) else OTHER
+def stages_of(module: nn.Module | ExpertMap) -> Stages:
+    """The stages of a module of the base, or of a map of its experts."""
+    match module:
+        case nn.Linear() | Conv1D():
+            return LINEAR
+        case nn.Embedding():
+            return EMBEDDING
+        case ExpertMap():
+            return EXPERT_MAP
+        case _:
+            return OTHER
 
 
 def sublayer_stages(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from weft.adapters.modules import StepState
+from weft.adapters.step_state import StepState
 from weft.kernels.attention import PagedBatch, paged_attention, write_kv
 from weft.server.engine.checks import ModelUnsupported
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft.adapters.modules import Layer, VirtualRows
+from weft.adapters.step_state import Layer, VirtualRows
 from weft.kernels.attention import PagedBatch
 from weft.kernels.segments import Segments
 from weft.server.engine.sequence import Sequence

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from weft.adapters.modules import StepState
+from weft.adapters.step_state import StepState
 from weft.server.engine.attention import AttentionStep
 from weft.server.engine.batch import StepBatch, build
 from weft.server.engine.step_plan import StepPlan

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from weft.adapters.base import KVShape, head_of
-from weft.adapters.modules import RowLayout
+from weft.adapters.overridable import RowLayout
 from weft.server.engine.attention import AttentionOptions, set_backend
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.row_layouts import RowWatch

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from weft.adapters.modules import RowLayout
+from weft.adapters.overridable import RowLayout
 
 
 @dataclass

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft.adapters.modules import VirtualRows
 from weft.adapters.pool import SlotRef
+from weft.adapters.step_state import VirtualRows
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import Traits
 from weft.kernels.segments import Segment

@@ -5,7 +5,7 @@ import torch
 from tiny_models import ARCHITECTURES, tiny_model
 from torch import Tensor, nn
 
-from weft.adapters.modules import RowLayout
+from weft.adapters.overridable import RowLayout
 from weft.server.engine.attention import use_paged_attention
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.row_layouts import RowWatch

@@ -7,7 +7,7 @@ import torch
 from tiny_models import random_model, tiny_model
 from transformers import AutoConfig, PreTrainedModel
 
-from weft.adapters.modules import StepState
+from weft.adapters.step_state import StepState
 from weft.server.engine.attention import AttentionStep, use_paged_attention
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.forward import Forward
