@@ -1,6 +1,6 @@
 """What every request meets first: its id, its framing, its key; and last: failures become answers.
 
-A pure ASGI middleware; knows no route but those that need no key.
+A pure ASGI middleware.
 """
 
 import logging
@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from weft.server.access import Route, refusal, route_of
 from weft.server.errors import ApiError, ErrorCode, invalid, translate
 from weft.server.metrics import Metrics
 from weft.server.router import ADAPTER_HEADERS
@@ -19,8 +20,6 @@ from weft.server.tenants import Tenants
 
 log = logging.getLogger("weft.api")
 MAX_HEADER_BYTES = 32 * 1024
-# These say nothing of any tenant, and whoever checks that the server lives has no key.
-OPEN_PATHS = frozenset({"/", "/examples", "/health", "/ready"})
 _ONCE = ("Host", "Authorization", "Content-Length", "Content-Type", "Transfer-Encoding", "If-Match")
 
 
@@ -44,6 +43,7 @@ class Front:
         request_id = secrets.token_hex(12)
         scope.setdefault("state", {})["request_id"] = request_id
         status: int | None = None
+        route = route_of(scope["method"], scope["path"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -53,7 +53,7 @@ class Front:
             await send(message)
 
         try:
-            self._check(scope)
+            self._check(scope, route)
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             log.info("request %s: the client went away", request_id)
@@ -64,17 +64,20 @@ class Front:
                 raise
             await answer_error(failure, request_id, send_with_id)
         finally:
-            self._metrics.answered(_template(scope), _method(scope), status or 499)
+            self._metrics.answered(*_labels(route), status or 499)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope, route: Route | None) -> None:
         proxy = self._proxy_header
         check_framing(scope["headers"], once=(proxy,) if proxy else ())
-        if scope["path"] in OPEN_PATHS:
+        if route is not None and route.open:
             return
         headers = Headers(scope=scope)
         caller = self._tenants.authenticate(headers.get("authorization"))
         if proxy and (named := headers.get(proxy)) is not None:
             caller = self._tenants.narrow(caller, named)
+        if route is None:
+            raise refusal(scope["method"], scope["path"])
+        route.check(caller)
         scope["state"].update(caller=caller, tenant=caller.tenant)
 
 
@@ -109,10 +112,6 @@ async def answer_error(error: ApiError, request_id: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _template(scope: Scope) -> str:
-    return getattr(scope.get("route"), "path", "unmatched")
-
-
-def _method(scope: Scope) -> str:
-    known = {"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"}
-    return scope["method"] if scope["method"] in known else "other"
+def _labels(route: Route | None) -> tuple[str, str]:
+    """What metrics call a request: never by words of the client."""
+    return (route.template, route.method) if route else ("unmatched", "other")
