@@ -1,43 +1,89 @@
-"""How many sequences may be in the server at a time. Knows no tokens and no tenants."""
+"""Which requests are taken in: places of the server, and each tenant's quotas. Knows no routes.
+
+What cannot be served is refused here, at once, rather than failing later.
+"""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
+from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError, ErrorCode, invalid
+from weft.server.policy import Quotas
+from weft.server.quotas import Account
+from weft.server.tenants import Tenants
+
+# One of several tenants may hold so many times the places that are free: however much it asks for,
+# the others find some.
+FREE_SHARE = 8
+
+
+class Visit:
+    """A request that was admitted. used: tokens of it so far; charged but not used is given back"""
+
+    def __init__(self, account: Account, sequences: int) -> None:
+        self.used = 0
+        self.charged = 0
+        self._account = account
+        self._sequences = sequences
+
+    @asynccontextmanager
+    async def turn(self, tokens: int) -> AsyncIterator[None]:
+        """Charges `tokens`, all that may come, then waits for the tenant's turn to be computed.
+
+        Raises ApiError where the tokens are too many now.
+        """
+        self._account.charge(tokens)
+        self.charged = tokens
+        async with self._account.turn(self._sequences):
+            yield
 
 
 class Admission:
-    """Counts sequences from admission to their end; refuses what would exceed `places`.
+    """Counts choices from admission to their end; refuses what would exceed `places` or quotas.
 
     starting: adapters that are to be there from the beginning are still loading
     """
 
-    def __init__(self, places: int) -> None:
+    def __init__(
+        self, places: int, tenants: Tenants, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """clock: seconds, monotonic"""
         self.places = places
         self.inside = 0
         self.starting = False
         self.draining = False
+        self._tenants = tenants
+        self._clock = clock
+        self._accounts: dict[str, Account] = {}
         self._empty = asyncio.Event()
         self._empty.set()
 
     @contextmanager
-    def admit(self, sequences: int) -> Iterator[None]:
-        """Holds places for `sequences`; raises ApiError where it cannot now."""
+    def admit(self, tenant: TenantContext, sequences: int) -> Iterator[Visit]:
+        """Holds places for so many choices of a request; raises ApiError where it cannot now."""
         if self.draining:
             raise ApiError(ErrorCode.DRAINING)
-        if sequences > self.places:
-            raise invalid("n", f"asks for {sequences} choices, the server has {self.places} places")
-        if self.inside + sequences > self.places:
-            raise ApiError(ErrorCode.QUEUE_FULL)
+        account = self._account(tenant)
+        self._check_places(account, self._quotas(tenant), sequences)
+        account.count_request()
         self.inside += sequences
+        account.inside += sequences
         self._empty.clear()
+        visit = Visit(account, sequences)
         try:
-            yield
+            yield visit
         finally:
+            account.give_back(max(visit.charged - visit.used, 0))
+            account.inside -= sequences
             self.inside -= sequences
             if not self.inside:
                 self._empty.set()
+
+    async def pay(self, tenant: TenantContext, tokens: int) -> None:
+        """Charges tokens of work that can wait, when the tenant has as many left."""
+        await self._account(tenant).pay(tokens)
 
     def drain(self) -> None:
         """Admits nothing more; what is inside goes on."""
@@ -46,3 +92,28 @@ class Admission:
     async def empty(self) -> None:
         """Waits until nothing is inside."""
         await self._empty.wait()
+
+    def _check_places(self, account: Account, quotas: Quotas, sequences: int) -> None:
+        concurrent, queued = quotas.concurrent_requests, quotas.queued_requests
+        at_a_time = self.places if concurrent is None else min(concurrent, self.places)
+        if sequences > at_a_time:
+            raise invalid("n", f"asks for {sequences} choices, {at_a_time} can be taken at a time")
+        held = account.inside + sequences
+        limits = [self.places - self.inside + account.inside]
+        if len(self._tenants.policy.tenants) > 1:
+            limits.append(FREE_SHARE * (self.places - self.inside))
+        if concurrent is not None and queued is not None:
+            limits.append(concurrent + queued)
+        if held > min(limits):
+            raise ApiError(ErrorCode.QUEUE_FULL)
+
+    def _account(self, tenant: TenantContext) -> Account:
+        """Whom a proxy names at an open server has no quotas, so nothing to remember."""
+        known = self._tenants.policy.tenants
+        key = tenant.account if tenant.account in known else ""
+        if key not in self._accounts:
+            self._accounts[key] = Account(lambda: self._quotas(tenant), self._clock)
+        return self._accounts[key]
+
+    def _quotas(self, tenant: TenantContext) -> Quotas:
+        return self._tenants.policy.of(tenant).quotas

@@ -77,7 +77,7 @@ class ErrorCode(Enum):
     RATE_LIMIT_EXCEEDED = (
         429,
         "rate_limit_error",
-        "The rate limit is reached; try again later.",
+        "The limit of {limit} a minute is reached; try again later.",
         1,
     )
     QUEUE_FULL = (429, "rate_limit_error", "The queue is full; try again later.", 1)
@@ -120,14 +120,23 @@ _UNREAD = frozenset(
 
 
 class ApiError(Exception):
-    """An answer of the catalogue; `values` fill its template, `param` names the field at fault."""
+    """An answer of the catalogue; `values` fill its template, `param` names the field at fault.
+
+    retry_after: seconds, where it is known better than the catalogue does
+    """
 
     def __init__(
-        self, error: ErrorCode, *, param: str | None = None, values: Mapping[str, Any] | None = None
+        self,
+        error: ErrorCode,
+        *,
+        param: str | None = None,
+        values: Mapping[str, Any] | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(error.code)
         self.error = error
         self.param = param
+        self.retry_after = error.retry_after if retry_after is None else retry_after
         # A value that nobody gave is no reason to fail while failing.
         self._values = defaultdict(lambda: "unknown", {"param": param, **(values or {})})
 
@@ -157,8 +166,8 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that belong to the status."""
         headers = {}
-        if self.error.retry_after is not None:
-            headers["Retry-After"] = str(self.error.retry_after)
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
         if self.error in _UNREAD:
             headers["Connection"] = "close"
         if self.error.status == 401:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 
 from weft.adapters.registry import Registry
+from weft.adapters.tenancy import TenantContext
 from weft.server.admission import Admission
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.evaluation.evaluations import Evaluations
@@ -41,6 +42,7 @@ class Services:
         tenants = Tenants.of(settings)
         names = base_names(settings)
         metrics = Metrics(names[0], lambda: engine.stats, lambda: _slots(engine))
+        admission = Admission(settings.max_num_seqs + settings.max_queue, tenants)
         library = Library(engine, registry, metrics, names)
         for tenant in tenants.contexts:
             library.announce(tenant)
@@ -60,9 +62,15 @@ class Services:
             text=text,
             metrics=metrics,
             tenants=tenants,
-            admission=Admission(settings.max_num_seqs + settings.max_queue),
-            evaluations=Evaluations(engine, text, places=_background_places(settings)),
+            admission=admission,
+            evaluations=Evaluations(engine, text, admission, _background_places(settings)),
         )
+
+    def context(self, tenant: TenantContext) -> int:
+        """Positions that a tenant's sequence can have: the model's, or its own pages' if less."""
+        info = self.engine.info
+        pages = info.max_model_len if tenant.kv_pages is None else tenant.kv_pages * info.page_size
+        return min(info.max_model_len, pages)
 
     @property
     def base_name(self) -> str:

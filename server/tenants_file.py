@@ -188,6 +188,10 @@ def _faults(file: _File, policy: Policy) -> Iterator[Fault]:
             first = seen.setdefault(key.sha256, f"tenants.{name}.keys[{index}]")
             if first != (here := f"tenants.{name}.keys[{index}]"):
                 yield Fault(f"{here}.sha256", f"is the key of {first} too")
+        quotas = policy.tenants[name].quotas
+        if quotas.queued_requests is not None and quotas.concurrent_requests is None:
+            where = f"tenants.{name}.quotas.queued_requests"
+            yield Fault(where, "none waits where concurrent_requests is not given")
         for adapter, whom in table.share.items():
             for other in whom:
                 if other != EVERYBODY and other not in file.tenants:

@@ -88,6 +88,17 @@ class Answer(Response, ABC):
     async def prepare(self, target: Target) -> tuple[Work, Writer]:
         """Tokenises and checks what was asked; raises ApiError."""
 
+    def room(self, target: Target) -> int:
+        """How many tokens prompt and answer may have together."""
+        return self.services.context(self._request.state.tenant) - target.virtual_tokens
+
+    def afforded(self, prompt: int, length: int) -> int:
+        """The longest answer, up to `length`, for which the tenant's quota of tokens could do."""
+        quotas = self.services.tenants.policy.of(self._request.state.tenant).quotas
+        if quotas.tokens_per_minute is None:
+            return length
+        return min(length, max((quotas.tokens_per_minute - prompt) // self.sequences, 1))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
         try:
@@ -105,7 +116,7 @@ class Answer(Response, ABC):
         services, request = self.services, self._request
         tenant = request.state.tenant
         with (
-            services.admission.admit(self.sequences),
+            services.admission.admit(tenant, self.sequences) as visit,
             services.router.target(tenant, request.headers, self._body.model) as target,
         ):
             timer = RequestTimer(services.metrics, target.versions)
@@ -113,13 +124,17 @@ class Answer(Response, ABC):
             generation = Generation(services.engine, services.text, work, self.request_id)
             self._target_headers = [(name, value.encode()) for name, value in target.headers]
             try:
-                async with aclosing(generation.deltas(tenant, target.blend)) as deltas:
+                async with (
+                    visit.turn(work.cost),
+                    aclosing(generation.deltas(tenant, target.blend)) as deltas,
+                ):
                     timed = _timed(deltas, timer)
                     if self._body.stream:
                         await self._send_stream(send, timed, writer, generation)
                     else:
                         await self._send_whole(send, timed, writer, generation)
             finally:
+                visit.used = generation.usage.total_tokens
                 timer.end(generation.usage.prompt_tokens, generation.usage.completion_tokens)
 
     async def _send_whole(

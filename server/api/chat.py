@@ -169,8 +169,9 @@ class ChatAnswer(Answer):
             raise invalid("messages", "the chat template makes an empty prompt of them")
         if body.top_logprobs and not body.logprobs:
             raise invalid("top_logprobs", "needs logprobs to be true")
-        context = info.max_model_len - target.virtual_tokens
-        max_tokens = answer_length(len(prompt), body.answer_tokens, context, "messages")
+        max_tokens = answer_length(len(prompt), body.answer_tokens, self.room(target), "messages")
+        if body.answer_tokens is None:
+            max_tokens = self.afforded(len(prompt), max_tokens)
         sampling = body.sampling(
             max_tokens=max_tokens,
             vocab_size=info.vocab_size,

@@ -183,8 +183,7 @@ class CompletionAnswer(Answer):
             raise unsupported("best_of", "only the value of n")
         prompts = await asyncio.to_thread(self._tokenize)
         longest = max(len(prompt) for prompt in prompts)
-        context = info.max_model_len - target.virtual_tokens
-        room = answer_length(longest, body.max_tokens, context, "prompt")
+        room = answer_length(longest, body.max_tokens, self.room(target), "prompt")
         max_tokens = min(room, DEFAULT_MAX_TOKENS) if body.max_tokens is None else room
         sampling = body.sampling(
             max_tokens=max(max_tokens, 1),

@@ -36,6 +36,11 @@ class Work:
         """How many choices there will be."""
         return len(self.prompts) * self.n
 
+    @property
+    def cost(self) -> int:
+        """The most tokens that it may come to: each prompt once, each answer as long as it may."""
+        return sum(map(len, self.prompts)) + self.sequences * self.sampling.max_tokens
+
 
 @dataclass
 class Usage:
@@ -45,12 +50,17 @@ class Usage:
     completion_tokens: int = 0
     cached: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def total_tokens(self) -> int:
+        """Of prompts and answers."""
+        return self.prompt_tokens + self.completion_tokens
+
     def fields(self) -> dict[str, object]:
         """OpenAI's usage object."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "total_tokens": self.total_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
         }
 

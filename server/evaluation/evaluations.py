@@ -6,9 +6,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from weft.adapters.tenancy import TenantContext
+from weft.server.admission import Admission
 from weft.server.engine.client import EngineClient
 from weft.server.errors import ApiError, ErrorCode, translate
 from weft.server.evaluation.bootstrap import CONFIDENCE, RESAMPLES
@@ -67,12 +69,14 @@ class Evaluation:
 class Evaluations:
     """Starts, finds and removes evaluations; few at a time, so that they stay in the background.
 
-    places: how many of their requests may be in the engine, all evaluations together
+    admission: charges their tokens   places: how many of their requests may be in the engine, all
+        evaluations together
     """
 
-    def __init__(self, engine: EngineClient, text: Text, places: int) -> None:
+    def __init__(self, engine: EngineClient, text: Text, admission: Admission, places: int) -> None:
         self._engine = engine
         self._text = text
+        self._admission = admission
         self._places = places
         self._slots = asyncio.Semaphore(places)
         self._all: dict[str, Evaluation] = {}  # oldest first
@@ -127,6 +131,7 @@ class Evaluations:
                 self._text,
                 evaluation.tenant.background,
                 self._slots,
+                pay=partial(self._admission.pay, evaluation.tenant),
                 name=evaluation.id,
                 done=evaluation.advance,
             )

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import product
@@ -34,7 +34,8 @@ class Measuring:
     """Every example on every model, an example's models side by side so that batches are mixed.
 
     tenant: on whose behalf   slots: how many requests all evaluations have in the engine at a time
-    done: called after each example of each model
+    pay: awaited with the tokens of each request before it   done: called after each example of each
+        model
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Measuring:
         tenant: TenantContext,
         slots: asyncio.Semaphore,
         *,
+        pay: Callable[[int], Awaitable[None]],
         name: str,
         done: Callable[[], None],
     ) -> None:
@@ -51,6 +53,7 @@ class Measuring:
         self._text = text
         self._tenant = tenant
         self._slots = slots
+        self._pay = pay
         self._name = name
         self._done = done
         self._requests = 0
@@ -125,6 +128,7 @@ class Measuring:
     async def _events(
         self, model: Model, prompt: tuple[int, ...], sampling: Sampling
     ) -> AsyncGenerator[Tokens, None]:
+        await self._pay(len(prompt) + sampling.max_tokens)
         self._requests += 1
         request = Generate(
             id=f"{self._name}-{self._requests}",

@@ -1,41 +1,50 @@
 """Places: refused at once when full or draining, given back whatever happens."""
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from api_server import BASE, MESSAGES, api
 from fake_engine import FakeEngine
+from tenants_files import key_table, tenants_file
 
+from weft.adapters.tenancy import TenantContext
 from weft.server.admission import Admission
 from weft.server.errors import ApiError, ErrorCode
+from weft.server.policy import Policy, Quotas, TenantPolicy
+from weft.server.tenants import DEFAULT_TENANT, Tenants
+
+
+def admission_of(places: int) -> Admission:
+    return Admission(places, Tenants(Policy.single(None)))
 
 
 def test_places_are_given_back_after_a_failure() -> None:
-    admission = Admission(2)
-    with pytest.raises(ZeroDivisionError), admission.admit(2):
+    admission = admission_of(2)
+    with pytest.raises(ZeroDivisionError), admission.admit(DEFAULT_TENANT, 2):
         assert 1 // (admission.inside - 2)
     assert admission.inside == 0
 
 
 @pytest.mark.parametrize("held", [1, 2])
 def test_what_would_exceed_the_places_is_refused(held: int) -> None:
-    admission = Admission(2)
-    with admission.admit(held):
-        with pytest.raises(ApiError) as caught, admission.admit(3 - held):
+    admission = admission_of(2)
+    with admission.admit(DEFAULT_TENANT, held):
+        with pytest.raises(ApiError) as caught, admission.admit(DEFAULT_TENANT, 3 - held):
             pass
         assert caught.value.error is ErrorCode.QUEUE_FULL
         assert admission.inside == held
 
 
 async def test_draining_refuses_the_new_and_waits_for_the_old() -> None:
-    admission = Admission(2)
-    with admission.admit(1):
+    admission = admission_of(2)
+    with admission.admit(DEFAULT_TENANT, 1):
         admission.drain()
         waiting = asyncio.create_task(admission.empty())
         await asyncio.sleep(0)
         assert not waiting.done()
-        with pytest.raises(ApiError) as caught, admission.admit(1):
+        with pytest.raises(ApiError) as caught, admission.admit(DEFAULT_TENANT, 1):
             pass
         assert caught.value.error is ErrorCode.DRAINING
     await waiting
@@ -84,3 +93,143 @@ async def test_a_draining_server_says_so(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
             assert (await client.get("/ready")).status_code == 503
             assert (await client.get("/health")).status_code == 200
+
+
+# ---- each tenant's own quotas
+
+ACME, BOLT = TenantContext("acme"), TenantContext("bolt")
+
+
+def shared(places: int, **quotas: Quotas) -> Admission:
+    """An admission for acme and bolt."""
+    tenants = (TenantPolicy(ctx, quotas=quotas.get(ctx.id, Quotas())) for ctx in (ACME, BOLT))
+    return Admission(places, Tenants(Policy({tenant.context.id: tenant for tenant in tenants})))
+
+
+def fill(admission: Admission, tenant: TenantContext, stack: ExitStack) -> None:
+    """Admits requests of one choice until one is refused."""
+    while True:
+        stack.enter_context(admission.admit(tenant, 1))
+
+
+def admitted(admission: Admission, tenant: TenantContext, stack: ExitStack) -> int:
+    """How many requests of one choice are admitted until the first is refused."""
+    before = admission.inside
+    with pytest.raises(ApiError, match="queue_full"):
+        fill(admission, tenant, stack)
+    return admission.inside - before
+
+
+def test_a_tenant_that_asks_for_everything_leaves_places_for_the_others() -> None:
+    admission = shared(100)
+    with ExitStack() as stack:
+        assert admitted(admission, ACME, stack) == 89
+        assert admitted(admission, BOLT, stack) == 10
+    with ExitStack() as stack:
+        assert admitted(admission_of(100), DEFAULT_TENANT, stack) == 100
+
+
+def test_a_tenants_own_line_is_bounded() -> None:
+    admission = shared(100, acme=Quotas(concurrent_requests=2, queued_requests=3))
+    with ExitStack() as stack:
+        assert admitted(admission, ACME, stack) == 5
+        with pytest.raises(ApiError) as caught, admission.admit(ACME, 3):
+            pass
+        assert (caught.value.error, caught.value.param) == (ErrorCode.INVALID_PARAMETER, "n")
+        assert admitted(admission, BOLT, stack) > 50
+
+
+async def test_charged_tokens_that_were_not_used_are_given_back() -> None:
+    admission = shared(100, acme=Quotas(tokens_per_minute=100))
+    with admission.admit(ACME, 1) as visit:
+        async with visit.turn(100):
+            with admission.admit(ACME, 1) as other, pytest.raises(ApiError, match="rate_limit"):
+                async with other.turn(1):
+                    pass
+        visit.used = 40
+    with admission.admit(ACME, 1) as visit:
+        async with visit.turn(60):
+            pass
+        visit.used = 60
+
+
+QUOTAS = f"""
+[tenants.acme.quotas]
+requests_per_minute = 3
+tokens_per_minute = 100
+concurrent_requests = 1
+kv_pages = 4
+{key_table("bolt", "b2")}
+"""
+
+
+async def test_rates_are_kept_and_told_and_others_are_not_touched(tmp_path: Path) -> None:
+    body = {"model": BASE, "prompt": [7] * 10, "max_tokens": 30}
+    with api(tmp_path, tenants=tenants_file(tmp_path, QUOTAS, acme="a")) as made:
+        async with made.client(authorization="Bearer a") as client:
+            impossible = await client.post("/v1/completions", json=body | {"n": 4})
+            assert impossible.json()["error"]["param"] == "n"
+            whole = await client.post("/v1/completions", json=body | {"max_tokens": 60})
+            assert whole.status_code == 400
+            assert whole.json()["error"]["code"] == "context_length_exceeded"
+            used = (await client.post("/v1/completions", json=body)).json()["usage"]
+            assert used["total_tokens"] < 40
+            answer = await client.post("/v1/completions", json=body)
+            assert answer.status_code == 200
+            refused = await client.post("/v1/completions", json=body)
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+        async with made.client(authorization="Bearer b2") as client:
+            for _ in range(5):
+                assert (await client.post("/v1/completions", json=body)).status_code == 200
+        made.check()
+
+
+async def test_an_answer_of_no_given_length_is_as_long_as_the_quota_allows(tmp_path: Path) -> None:
+    quotas = "[tenants.acme.quotas]\ntokens_per_minute = 100\n"
+    with api(tmp_path, tenants=tenants_file(tmp_path, quotas, acme="a")) as made:
+        async with made.client(authorization="Bearer a") as client:
+            answer = await client.post("/v1/chat/completions", json={"messages": MESSAGES, "n": 2})
+            assert answer.status_code == 200
+        (request,) = made.engine.requests
+        assert len(request.prompt) + 2 * request.sampling.max_tokens in (99, 100)
+
+
+async def test_beyond_its_turns_a_tenant_waits_and_others_do_not(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    engine = FakeEngine(pace=gate.wait)
+    path = tenants_file(tmp_path, QUOTAS, acme="a")
+    with api(tmp_path, engine, tenants=path) as made:
+        body = {"model": BASE, "prompt": [7] * 2, "max_tokens": 2}
+        async with (
+            made.client(authorization="Bearer a") as acme,
+            made.client(authorization="Bearer b2") as bolt,
+        ):
+            mine = [asyncio.create_task(acme.post("/v1/completions", json=body)) for _ in range(2)]
+            await engine.until(lambda: len(engine.requests) == 1)
+            theirs = asyncio.create_task(bolt.post("/v1/completions", json=body))
+            await engine.until(lambda: len(engine.requests) == 2)
+            assert [request.tenant.id for request in engine.requests] == ["acme", "bolt"]
+            assert made.services.admission.inside == 3
+            gate.set()
+            answers = await asyncio.gather(*mine, theirs)
+        assert [answer.status_code for answer in answers] == [200] * 3
+        made.check()
+
+
+async def test_an_evaluation_waits_for_the_tenants_tokens() -> None:
+    clock = [0.0]
+    waits: list[float] = []
+    tenants = Tenants(Policy({"acme": TenantPolicy(ACME, quotas=Quotas(tokens_per_minute=60))}))
+    admission = Admission(4, tenants, lambda: clock[0])
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        clock[0] += seconds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio, "sleep", sleep)
+        for tokens in (50, 30, 1000):
+            await admission.pay(ACME, tokens)
+    assert waits == [20, 60]
