@@ -28,7 +28,11 @@ class Aliases:
 
     def get(self, ctx: TenantContext, name: str) -> Alias:
         """One alias; raises UnknownAdapter."""
-        return _known(name, self._find((ctx.id, name)))
+        return _known(name, self.find(ctx, name))
+
+    def find(self, ctx: TenantContext, name: str) -> Alias | None:
+        """One alias; None where a name is none."""
+        return self._find((ctx.id, name))
 
     def list(self, ctx: TenantContext) -> tuple[Alias, ...]:
         """All of a tenant's aliases, by name."""
@@ -91,7 +95,7 @@ class Aliases:
         """Forgets an alias; raises UnknownAdapter, AdapterInUse where another one leads to it."""
         key = (ctx.id, name)
         with self._ledger.changing(aliases=[key]) as change:
-            _expect(_known(name, self._find(key)), expected)
+            _expect(name, _known(name, self._find(key)), expected)
             for alias, _ in self.pointing(ctx, name):
                 raise AdapterInUse(name, alias.name)
             change.rows.remove_alias(key)
@@ -108,8 +112,10 @@ class Aliases:
         """Lets an alias lead where `choose` says, given how it is now."""
         with self._ledger.changing(aliases=[key]) as change:
             current = self._find(key)
+            if current is not None:
+                _expect(key[1], current, expected)
             arms = choose(current)
-            _expect(current, expected)
+            _expect(key[1], current, expected)
             with self._ledger.lock:
                 self._check(key, arms)
             if current is None or current.arms != arms:
@@ -142,7 +148,7 @@ def _known(name: str, alias: Alias | None) -> Alias:
     return alias
 
 
-def _expect(alias: Alias | None, expected: str | None) -> None:
+def _expect(name: str, alias: Alias | None, expected: str | None) -> None:
     found = alias.digest if alias else None
     if expected is not None and found != expected:
-        raise VersionConflict(alias.name if alias else "", found)
+        raise VersionConflict(name, found)

@@ -55,6 +55,7 @@ class Directory:
         self.failures: dict[str, str] = {}
         self._versions: Counter[str] = Counter()
         self._pinned: Counter[str] = Counter()
+        self._pointing: dict[Key, dict[str, Alias]] = {}
 
     # ---- looking
 
@@ -92,14 +93,14 @@ class Directory:
 
     def pointing(self, key: Key) -> Iterator[tuple[Alias, Arm]]:
         """The tenant's aliases that lead straight to a name, and how."""
-        for alias in self.aliases.of(key[0]):
+        for alias in self._pointing.get(key, {}).values():
             yield from ((alias, arm) for arm in alias.arms if arm.name == key[1])
 
     def kept(self, key: Key) -> set[int | None]:
         """The versions of a name that aliases lead to, or did before their last change."""
         return {
             arm.version
-            for alias in self.aliases.of(key[0])
+            for alias in self._pointing.get(key, {}).values()
             for arm in alias.arms + alias.previous
             if arm.name == key[1]
         }
@@ -133,6 +134,18 @@ class Directory:
         for digest in unused:
             self.failures.pop(digest, None)
         return unused
+
+    def set_alias(self, key: Key, alias: Alias | None) -> None:
+        """An alias leads so now, or is no more."""
+        tenant, name = key
+        before = self.aliases.get(key)
+        if before is not None:
+            for arm in before.arms + before.previous:
+                self._pointing.get((tenant, arm.name), {}).pop(name, None)
+        if alias is not None:
+            for arm in alias.arms + alias.previous:
+                self._pointing.setdefault((tenant, arm.name), {})[name] = alias
+        self.aliases.change(key, alias)
 
     def set_failure(self, digest: str, reason: str | None) -> None:
         """A digest cannot be served, or can again."""

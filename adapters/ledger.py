@@ -71,7 +71,7 @@ class Ledger:
                 for key, entry in found.items():
                     change.unused |= self.directory.set_name(key, entry)
                 for key, alias in led.items():
-                    self.directory.aliases.change(key, alias)
+                    self.directory.set_alias(key, alias)
                 for digest in failures:
                     self.directory.set_failure(digest, failed.get(digest))
 
@@ -99,5 +99,5 @@ class Ledger:
         for key, entry in self._catalogue.entries():
             directory.set_name(key, entry)
         for key, alias in self._catalogue.aliases():
-            directory.aliases.change(key, alias)
+            directory.set_alias(key, alias)
         directory.failures = self._catalogue.failures()

@@ -27,6 +27,8 @@ from weft.adapters.store import Source, Store
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.version import NAME, Entry, Version
 
+DAMAGED = "its stored files are damaged"
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter(Version):
@@ -218,6 +220,10 @@ class Registry:
             self._directory.set_failure(hold.digest, reason)
         self._custody.put_off(self._record_failure, hold.digest)
 
+    def examine(self, hold: Hold) -> None:
+        """Reads a held version's files, soon, and withdraws it where they are damaged."""
+        self._custody.put_off(self._examine, hold)
+
     def lookup(self, ctx: TenantContext, name: str) -> Adapter:
         """One name; raises UnknownAdapter."""
         with self._lock:
@@ -295,6 +301,13 @@ class Registry:
             leases=self._custody.leases(key),
             last_used=self._last_used.get(key),
         )
+
+    def _examine(self, hold: Hold) -> None:
+        with suppress(OSError):
+            try:
+                self._store.read(hold.digest)
+            except AdapterCorrupt:
+                self.withdraw(hold, DAMAGED)
 
     def _record_failure(self, digest: str) -> None:
         """Lets a failure outlive this process; until then it is found again by whoever looks."""

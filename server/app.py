@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from weft.server.api import (
     adapters,
+    aliases,
     chat,
     completions,
     evaluations,
@@ -32,6 +33,8 @@ _BODIES = (
     tokenize.TokenizeRequest,
     tokenize.DetokenizeRequest,
     evaluations.EvaluationRequest,
+    aliases.PutAliasRequest,
+    aliases.PromoteRequest,
 )
 
 
@@ -48,6 +51,8 @@ def create_app(services: Services, examples: Path | None = None) -> FastAPI:
         models.router,
         adapters.router,
         adapters.changing,
+        aliases.router,
+        aliases.changing,
         evaluations.router,
         lora.router,
         tokenize.router,

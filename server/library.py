@@ -17,6 +17,7 @@ from msgspec import structs
 
 from weft.adapters.errors import UnknownAdapter, VersionConflict
 from weft.adapters.registry import Adapter, Registry
+from weft.adapters.retention import Retention
 from weft.adapters.store import Source
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.version import NAME, Version
@@ -26,6 +27,7 @@ from weft.server.errors import invalid
 from weft.server.metrics import AdapterLabel, Metrics
 
 _WORKERS = 2
+_KEEP_ALL = Retention(count=2**31)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ class Installed:
 class Library:
     """The tenants' adapters, as they are loaded, replaced, pinned and removed.
 
-    reserved: names that no adapter may have
+    reserved: names that no adapter may have   retention: of the versions of each name
     """
 
     def __init__(
@@ -50,13 +52,16 @@ class Library:
         registry: Registry,
         metrics: Metrics,
         reserved: tuple[str, ...] = (),
+        retention: Retention = _KEEP_ALL,
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._metrics = metrics
         self._reserved = reserved
+        self._retention = retention
         self._loading: Counter[AdapterLabel] = Counter()
         self._workers = ThreadPoolExecutor(_WORKERS, "library")
+        self._commits = ThreadPoolExecutor(1, "commits")
 
     def announce(self, tenant: TenantContext) -> None:
         """Makes the series of the adapters that a tenant has already."""
@@ -83,6 +88,11 @@ class Library:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, partial(function, *args, **kwargs))
 
+    async def commit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a change of the registry in the one thread that waits for its commits."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._commits, partial(function, *args, **kwargs))
+
     async def restore_pins(self) -> None:
         """Tells an engine that has just started which versions to keep."""
         for digest in self._registry.pinned():
@@ -106,6 +116,8 @@ class Library:
         StorageFull, and then nothing was changed.
         """
         self.check_name(name)
+        if self._registry.aliases.find(tenant, name) is not None:
+            raise invalid("name", "is an alias; an adapter needs another name")
         before = self._current(tenant, name)
         if expected is not None and (before is None or before.digest != expected):
             raise VersionConflict(name, before.digest if before else None)
@@ -115,7 +127,7 @@ class Library:
                 report = await self._engine.load(upload.digest)
                 if dry_run:
                     return Installed(report, None)
-                version = await asyncio.to_thread(
+                version = await self.commit(
                     self._registry.put,
                     tenant,
                     name,
@@ -130,29 +142,42 @@ class Library:
         self._metrics.register(label, version.digest)
         self._metrics.adapters[label].load_seconds = report.load_seconds
         await self._moved(before, version)
+        await self.prune(tenant, name)
         return Installed(report, version)
 
     async def rollback(
-        self, tenant: TenantContext, name: str, expected: str | None = None
+        self,
+        tenant: TenantContext,
+        name: str,
+        version: int | None = None,
+        expected: str | None = None,
     ) -> Version:
-        """Points a name to the version before its current one."""
+        """Points a name to the version given, or to the one before its current one."""
         before = self._current(tenant, name)
-        version = await asyncio.to_thread(self._registry.rollback, tenant, name, expected=expected)
-        self._metrics.register(AdapterLabel(tenant.id, name), version.digest)
-        await self._moved(before, version)
-        return version
+        after = await self.commit(self._registry.rollback, tenant, name, version, expected)
+        self._metrics.register(AdapterLabel(tenant.id, name), after.digest)
+        await self._moved(before, after)
+        return after
 
     async def remove(self, tenant: TenantContext, name: str, expected: str | None = None) -> None:
         """Forgets a name and its versions; requests that run with one finish."""
         digests = [version.digest for version in self._registry.versions(tenant, name)]
-        await asyncio.to_thread(self._registry.remove, tenant, name, expected)
+        await self.commit(self._registry.remove, tenant, name, expected)
         self._metrics.forget(AdapterLabel(tenant.id, name))
         await self._keep_pins(digests)
         await self._forget_unused(digests)
 
-    async def pin(self, tenant: TenantContext, name: str, pinned: bool) -> Version:
+    async def prune(self, tenant: TenantContext, name: str) -> None:
+        """Removes those old versions of a name that need not be kept and that nobody uses."""
+        with suppress(UnknownAdapter):
+            gone = await self.commit(self._registry.prune, tenant, name, self._retention)
+            await self._forget_unused(list(gone))
+
+    async def pin(
+        self, tenant: TenantContext, name: str, pinned: bool, expected: str | None = None
+    ) -> Version:
         """Keeps a name's current version on the device, or lets it go when others need room."""
-        version = await asyncio.to_thread(self._registry.pin, tenant, name, pinned)
+        version = await self.commit(self._registry.pin, tenant, name, pinned, expected)
         await self._keep_pins([version.digest])
         return version
 

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from weft.adapters.blend import BASE, Blend, Part, digest_of
 from weft.adapters.errors import UnknownAdapter
 from weft.adapters.holds import Lease
-from weft.adapters.registry import Registry
+from weft.adapters.registry import DAMAGED, Registry
 from weft.adapters.tenancy import TenantContext
 from weft.server.errors import ApiError, ErrorCode
 from weft.server.metrics import AdapterLabel, Metrics
@@ -84,10 +84,11 @@ class Router:
 
     @contextmanager
     def target(
-        self, tenant: TenantContext, headers: Headers, model: str | None
+        self, tenant: TenantContext, headers: Headers, model: str | None, choice: str
     ) -> Iterator[Target]:
         """Holds what a request's headers and `model` name; without either, the base.
 
+        choice: what decides which way an alias leads that splits, the same way each time
         Raises ApiError for a conflict, and for what this tenant does not have. A version whose
         files turn out to be damaged meanwhile is withdrawn.
         """
@@ -105,7 +106,7 @@ class Router:
                 leases = [
                     held.enter_context(
                         self._registry.lease(
-                            policy.owner(tenant, s.adapter), s.adapter.name, s.version
+                            policy.owner(tenant, s.adapter), s.adapter.name, s.version, choice
                         )
                     )
                     for s in selected
@@ -115,9 +116,17 @@ class Router:
             try:
                 yield self._target(name, selected, leases)
             except ApiError as error:
-                if error.error is ErrorCode.ADAPTER_CORRUPT and len(leases) == 1:
-                    self._registry.withdraw(leases[0], "its stored files are damaged")
+                if error.error is ErrorCode.ADAPTER_CORRUPT:
+                    self._withdraw(leases)
                 raise
+
+    def _withdraw(self, leases: list[Lease]) -> None:
+        """The engine found one of these damaged; of several, it does not say which."""
+        if len(leases) == 1:
+            self._registry.withdraw(leases[0], DAMAGED)
+        else:
+            for lease in leases:
+                self._registry.examine(lease)
 
     def _target(self, name: str, selected: list[Selected], leases: list[Lease]) -> Target:
         weights = [s.weight for s in selected]

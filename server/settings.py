@@ -19,8 +19,12 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from weft.adapters.retention import Retention
+
 ENV_PREFIX = "WEFT_"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.IGNORECASE)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _POWERS = {"b": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -52,6 +56,18 @@ def parse_size(text: object) -> object:
     return int(float(match[1]) * (1024 if "i" in unit else 1000) ** _POWERS[unit[0]])
 
 
+def parse_duration(text: object) -> object:
+    """Seconds from `30d`, `12h`, `5m` or `10s`; None from `forever`."""
+    if not isinstance(text, str):
+        return text
+    if text.lower() == "forever":
+        return None
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("should be a duration like 30d, 12h, 5m or 10s, or forever")
+    return float(match[1]) * _SECONDS[match[2].lower()]
+
+
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
@@ -75,6 +91,7 @@ def _port(value: object) -> object:
 
 
 Size = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(parse_size)]
+Duration = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(parse_duration)]
 Count = Annotated[int, Field(ge=1)] | None
 Folder = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser())]
 
@@ -130,6 +147,12 @@ class Settings(BaseSettings):
     max_adapter_size: Annotated[int, Field(ge=1), BeforeValidator(parse_size)] = Field(
         4 << 30, description="Largest adapter that clients may load."
     )
+    keep_versions: int = Field(
+        20, ge=1, description="Newest versions of each adapter that are kept."
+    )
+    keep_versions_for: Duration = Field(
+        None, description="How long a version is kept once it was replaced: 30d, 12h, forever."
+    )
     api_key: SecretStr | None = Field(None, description="The key that clients must send.")
     tenants: Path | None = Field(None, description="TOML file of tenants and their keys.")
     state_dir: Folder | None = Field(
@@ -146,6 +169,11 @@ class Settings(BaseSettings):
     )
     seed: int = Field(0, ge=0, description="Seed of sampling where a request gives none.")
     threads: Count = Field(None, description="CPU threads of the engine.")
+
+    @property
+    def retention(self) -> Retention:
+        """Which old versions are kept."""
+        return Retention(self.keep_versions, self.keep_versions_for)
 
     @classmethod
     def settings_customise_sources(

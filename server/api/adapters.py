@@ -68,7 +68,10 @@ def describe(services: Services, tenant: TenantContext, adapter: Adapter) -> Jso
         "file_bytes": adapter.bytes,
         "pinned": adapter.pinned,
         "refs": adapter.leases,
-        "aliases": [],
+        "aliases": [
+            {"alias": alias.name, "target": arm.target, "weight": arm.weight}
+            for alias, arm in services.registry.aliases.pointing(tenant, adapter.name)
+        ],
         "versions": adapter.versions,
         "warnings": report["warnings"],
         "created": int(adapter.created),
@@ -125,10 +128,12 @@ async def delete_adapter(request: Request, name: str) -> Response:
 
 
 @changing.post("/{name}/rollback")
-async def roll_back_adapter(request: Request, name: str) -> Response:
-    """Points the name to the version before the current one."""
+async def roll_back_adapter(
+    request: Request, name: str, version: Annotated[int | None, Query(ge=1)] = None
+) -> Response:
+    """Points the name to the version given, or to the one before the current one."""
     services, tenant = services_of(request), request.state.tenant
-    await services.library.rollback(tenant, name, if_match(request))
+    await services.library.rollback(tenant, name, version, if_match(request))
     return _shown(services, tenant, name)
 
 
@@ -136,7 +141,7 @@ async def roll_back_adapter(request: Request, name: str) -> Response:
 async def pin_adapter(request: Request, name: str) -> Response:
     """Keeps the adapter on the device."""
     services, tenant = services_of(request), request.state.tenant
-    await services.library.pin(tenant, name, True)
+    await services.library.pin(tenant, name, True, if_match(request))
     return _shown(services, tenant, name)
 
 
@@ -144,7 +149,7 @@ async def pin_adapter(request: Request, name: str) -> Response:
 async def unpin_adapter(request: Request, name: str) -> Response:
     """Lets the adapter leave the device when others need its room."""
     services, tenant = services_of(request), request.state.tenant
-    await services.library.pin(tenant, name, False)
+    await services.library.pin(tenant, name, False, if_match(request))
     return _shown(services, tenant, name)
 
 
@@ -157,7 +162,7 @@ async def prefetch_adapter(request: Request, name: str) -> Response:
 
 
 def if_match(request: Request) -> str | None:
-    """The digest that the client expects to replace."""
+    """The digest that the client expects to change."""
     expected = request.headers.get("if-match")
     return None if expected is None else expected.strip().strip('"')
 
@@ -190,11 +195,17 @@ def _shown(services: Services, tenant: TenantContext, name: str, **more: Any) ->
             "version": version.version,
             "digest": version.digest,
             "created": int(version.created),
+            "current": version.version == adapter.version,
+            "file_bytes": version.bytes,
             "reason": version.failed,
         }
         for version in services.registry.versions(tenant, name)
     ]
-    told = {"versions": versions, "report": orjson.loads(adapter.report), **more}
+    told = {
+        "versions": versions,
+        "report": orjson.loads(adapter.report),
+        **more,
+    }
     answer = json_response(describe(services, tenant, adapter) | told)
     answer.headers["ETag"] = f'"{adapter.digest}"'
     return answer

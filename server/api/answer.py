@@ -117,7 +117,9 @@ class Answer(Response, ABC):
         tenant = request.state.tenant
         with (
             services.admission.admit(tenant, self.sequences) as visit,
-            services.router.target(tenant, request.headers, self._body.model) as target,
+            services.router.target(
+                tenant, request.headers, self._body.model, self._body.user or self.request_id
+            ) as target,
         ):
             timer = RequestTimer(services.metrics, target.versions)
             work, writer = await self.prepare(target)

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 from starlette.datastructures import Headers
 
-from weft.adapters.tenancy import TenantContext
 from weft.server.api.body import RequestBody, describes, json_body
 from weft.server.api.json_response import json_response
 from weft.server.errors import ApiError, ErrorCode, invalid
@@ -47,7 +46,7 @@ async def create_evaluation(
         raise ApiError(ErrorCode.DRAINING)
     examples = await asyncio.to_thread(_encoded, services, body.examples)
     with ExitStack() as leases:
-        models = _models(services, tenant, body.adapters, leases)
+        models = _models(services, request, body.adapters, leases)
         plan = Plan(models, examples, body.seed)
         evaluation = services.evaluations.start(tenant, plan, leases)
         return json_response(describe(evaluation), status=202)
@@ -101,15 +100,16 @@ def _encoded(services: Services, examples: list[Example]) -> list[Encoded]:
 
 
 def _models(
-    services: Services, tenant: TenantContext, names: list[str], leases: ExitStack
+    services: Services, request: Request, names: list[str], leases: ExitStack
 ) -> list[Model]:
     """The base and the named versions, which are held by `leases`; raises ApiError."""
-    base = services.base_name
+    base, tenant, choice = services.base_name, request.state.tenant, request.state.request_id
     models = {base: Model(base)}
     for index, name in enumerate(names):
         if name == BASE or name in services.router.base_names:
             continue
-        target = leases.enter_context(services.router.target(tenant, _NO_HEADERS, name))
+        found = services.router.target(tenant, _NO_HEADERS, name, choice)
+        target = leases.enter_context(found)
         if target.id in models:
             raise invalid(f"adapters[{index}]", "is the same version as another one")
         models[target.id] = Model(target.id, target.blend)

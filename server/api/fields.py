@@ -79,7 +79,9 @@ class GenerationFields(RequestBody):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     return_token_ids: bool = False
-    user: Ignored = None
+    user: str | None = Field(
+        None, max_length=512, description="Whose request it is: a split alias leads it one way."
+    )
 
     def sampling(self, *, max_tokens: int, vocab_size: int, logprobs: int | None) -> Sampling:
         """What the engine is told; raises ApiError for token ids that the model does not have.

@@ -7,7 +7,7 @@ from pydantic import Field
 from starlette.responses import PlainTextResponse
 
 from weft.adapters.errors import UnknownAdapter
-from weft.server.api.adapters import changes_allowed
+from weft.server.api.adapters import changes_allowed, if_match
 from weft.server.api.body import RequestBody, describes, json_body
 from weft.server.api.fields import Ignored
 from weft.server.api.sources import allowed_folder
@@ -45,7 +45,7 @@ async def load_lora_adapter(
         raise invalid("lora_name", f"'{name}' is loaded already; set load_inplace to replace it")
     settings = services.settings
     folder = allowed_folder(body.lora_path, settings.adapter_root, settings.max_adapter_size)
-    await services.library.install(tenant, name, folder)
+    await services.library.install(tenant, name, folder, expected=if_match(request))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
@@ -57,7 +57,7 @@ async def unload_lora_adapter(
     """Removes an adapter."""
     name = body.lora_name
     try:
-        await services_of(request).library.remove(request.state.tenant, name)
+        await services_of(request).library.remove(request.state.tenant, name, if_match(request))
     except UnknownAdapter:
         values: dict[str, Any] = {"model": name[:128]}
         raise ApiError(ErrorCode.MODEL_NOT_FOUND, param="lora_name", values=values) from None

@@ -1,18 +1,16 @@
 """GET /v1/models: the base, and the adapters that the caller may use as `model`."""
 
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
-from weft.adapters.errors import UnknownAdapter
-from weft.adapters.registry import Adapter
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.version import Version
 from weft.server.api.json_response import json_response
-from weft.server.selection import AdapterName
+from weft.server.selection import AdapterName, Selected, parse
 from weft.server.services import Services, services_of
 
 router = APIRouter()
@@ -21,33 +19,57 @@ _STARTED = int(time.time())
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    """The base first, then adapters by name; each id can be sent back as `model`."""
+    """The base, then adapters and aliases by name; each id can be sent back as `model`."""
     services = services_of(request)
-    adapters = [
-        _model(services, name, adapter.digest, int(adapter.created))
-        for name, adapter in _usable(services, request.state.tenant)
-        if adapter.failed is None
+    named = [
+        _named(services, name, versions)
+        for name, versions in _usable(services, request.state.tenant)
+        if versions and all(version.failed is None for version in versions)
     ]
-    return json_response({"object": "list", "data": [_base(services), *adapters]})
+    return json_response({"object": "list", "data": [_base(services), *named]})
 
 
 @router.get("/v1/models/{model:path}")
 async def show_model(request: Request, model: str) -> Response:
     """One of them."""
-    services, tenant = services_of(request), request.state.tenant
-    with services.router.target(tenant, Headers(), model) as target:
+    services, state = services_of(request), request.state
+    with services.router.target(state.tenant, Headers(), model, state.request_id) as target:
         if not target.blend:
             return json_response(_base(services))
+        if versions := _led_to(services, state.tenant, model):
+            return json_response(_named(services, model, versions))
         return json_response(_model(services, model, target.digest, int(target.created)))
 
 
-def _usable(services: Services, tenant: TenantContext) -> Iterator[tuple[str, Adapter]]:
-    """The tenant's own adapters and those that others share with it, by what `model` calls them."""
-    yield from ((adapter.name, adapter) for adapter in services.library.all(tenant))
+def _usable(services: Services, tenant: TenantContext) -> Iterator[tuple[str, tuple[Version, ...]]]:
+    """What `model` may say: the tenant's own names and those that others share with it.
+
+    With each come the versions that it leads to: one, or several of an alias that splits.
+    """
+    registry = services.registry
+    yield from ((adapter.name, (adapter,)) for adapter in services.library.all(tenant))
+    for alias in registry.aliases.list(tenant):
+        yield alias.name, registry.ends(tenant, alias.name)
     shared = services.tenants.policy.shared_with(tenant)
     for owner, name in sorted(shared, key=lambda found: (found[0].id, found[1])):
-        with suppress(UnknownAdapter):  # it may be shared before it is there
-            yield str(AdapterName(owner.id, name)), services.registry.lookup(owner, name)
+        yield str(AdapterName(owner.id, name)), registry.ends(owner, name)
+
+
+def _led_to(services: Services, tenant: TenantContext, model: str) -> tuple[Version, ...]:
+    """The versions that a plain name or alias leads to; none where `model` says more than that."""
+    match parse(model):
+        case [Selected(adapter, None, 1.0)]:
+            owner = services.tenants.policy.owner(tenant, adapter)
+            return services.registry.ends(owner, adapter.name)
+        case _:
+            return ()
+
+
+def _named(services: Services, name: str, versions: Sequence[Version]) -> dict[str, Any]:
+    """A name as a model; its root is a digest where it leads to one version only."""
+    digests = {version.digest for version in versions}
+    root = digests.pop() if len(digests) == 1 else None
+    return _model(services, name, root, max(int(version.created) for version in versions))
 
 
 def _base(services: Services) -> dict[str, Any]:
@@ -55,7 +77,9 @@ def _base(services: Services) -> dict[str, Any]:
     return _model(services, services.base_name, digest, _STARTED, parent=None)
 
 
-def _model(services: Services, name: str, digest: str, created: int, **more: Any) -> dict[str, Any]:
+def _model(
+    services: Services, name: str, digest: str | None, created: int, **more: Any
+) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",

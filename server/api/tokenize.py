@@ -40,11 +40,13 @@ async def tokenize(
     request: Request, body: Annotated[TokenizeRequest, Depends(json_body(TokenizeRequest))]
 ) -> Response:
     """The token ids that a completion of this prompt, or a chat of these messages, begins with."""
-    services = services_of(request)
+    services, state = services_of(request), request.state
     text = services.text
     if (body.prompt is None) == (body.messages is None):
         raise invalid("prompt", "give either prompt or messages")
-    with services.router.target(request.state.tenant, request.headers, body.model) as target:
+    with services.router.target(
+        state.tenant, request.headers, body.model, state.request_id
+    ) as target:
         if body.prompt is not None:
             tokens = await asyncio.to_thread(
                 text.encode, body.prompt, add_special_tokens=body.add_special_tokens
@@ -74,6 +76,7 @@ async def detokenize(
     services = services_of(request)
     if not all(services.text.knows(token) for token in body.tokens):
         raise invalid("tokens", "holds an id that the vocabulary does not have")
-    with services.router.target(request.state.tenant, request.headers, body.model):
+    state = request.state
+    with services.router.target(state.tenant, request.headers, body.model, state.request_id):
         prompt = services.text.decode(body.tokens, skip_special_tokens=False)
     return json_response({"prompt": prompt})

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from weft.adapters.checkpoint import CONFIG_NAME, read_checkpoint
 from weft.adapters.errors import AdapterInvalid
-from weft.server.cli.client import Client, Upload
+from weft.server.cli.client import Client, ServerRefusal, Upload
 from weft.server.cli.console import Refusal, err, human_size, out, print_fields, print_rows
 
 app = typer.Typer(no_args_is_help=True, help="Drives the adapters of a running server.")
@@ -20,12 +20,19 @@ Url = Annotated[str, typer.Option(envvar="WEFT_URL", help="The server's address.
 ApiKey = Annotated[
     str | None, typer.Option(envvar="WEFT_API_KEY", help="The key to send.", show_default=False)
 ]
+IfMatch = Annotated[
+    str | None, typer.Option(help="Change it only while it has this digest.", show_default=False)
+]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def _route(name: str, verb: str = "") -> str:
     return f"/v1/adapters/{quote(name, safe='')}{verb and f'/{verb}'}"
+
+
+def _alias_route(name: str, verb: str = "") -> str:
+    return f"/v1/aliases/{quote(name, safe='')}{verb and f'/{verb}'}"
 
 
 @app.command("list")
@@ -65,9 +72,7 @@ def load(
     on_server: Annotated[
         bool, typer.Option("--on-server", help="SOURCE is a folder on the server's machine.")
     ] = False,
-    if_match: Annotated[
-        str | None, typer.Option(help="Replace only the version with this digest.")
-    ] = None,
+    if_match: IfMatch = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check it, change nothing.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -76,7 +81,7 @@ def load(
     if repo and on_server:
         raise Refusal("--repo and --on-server: give one of them", 2)
     path = _route(name) + ("?dry_run=true" if dry_run else "")
-    headers = {"If-Match": if_match} if if_match else {}
+    headers = _guard(if_match)
     client = Client(url, api_key)
     if repo or on_server:
         body = {"repo" if repo else "path": source}
@@ -88,9 +93,11 @@ def load(
 
 
 @app.command("unload")
-def unload(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+def unload(
+    name: Name, if_match: IfMatch = None, url: Url = DEFAULT_URL, api_key: ApiKey = None
+) -> None:
     """Removes an adapter; requests that run with it are finished first."""
-    Client(url, api_key).call("DELETE", _route(name))
+    Client(url, api_key).call("DELETE", _route(name), headers=_guard(if_match))
     out.print(f"{name}: removed")
 
 
@@ -108,10 +115,116 @@ def unpin(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     out.print(f"{name}: unpinned")
 
 
+@app.command("versions")
+def versions(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Lists the versions of an adapter that are kept, and marks the current one."""
+    shown = Client(url, api_key).call("GET", _route(name))
+    columns = ("version", "created", "file_bytes", "digest", "reason")
+    rows = [
+        ["*" if version["current"] else "", *(_cell(name, version[name]) for name in columns)]
+        for version in shown["versions"]
+    ]
+    print_rows([["", *columns], *rows])
+
+
 @app.command("rollback")
-def rollback(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Points a name back to the version before."""
-    _print(Client(url, api_key).call("POST", _route(name, "rollback")))
+def rollback(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An adapter or an alias.")],
+    to: Annotated[
+        int | None, typer.Option(min=1, help="An adapter's version, if not the one before.")
+    ] = None,
+    if_match: IfMatch = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Points an adapter back to the version before, or an alias to where it led before."""
+    client, headers = Client(url, api_key), _guard(if_match)
+    try:
+        path = _route(name, "rollback") + (f"?version={to}" if to else "")
+        _print(client.call("POST", path, headers=headers))
+    except ServerRefusal as refusal:
+        if refusal.code != "model_not_found" or to:
+            raise
+        _print(client.call("POST", _alias_route(name, "rollback"), headers=headers))
+
+
+@app.command("alias")
+def alias(
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="The name to make or change.")],
+    targets: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGETS",
+            help="Where it leads: an adapter, name@version or alias, or several with weights: "
+            "support@1=95,support@2=5.",
+        ),
+    ],
+    if_match: IfMatch = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Lets a name lead to other names, all requests or shares of them."""
+    body = {"targets": _weights(targets)}
+    _print(Client(url, api_key).call("PUT", _alias_route(name), body, _guard(if_match)))
+
+
+@app.command("aliases")
+def aliases(url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Lists the aliases and where they lead."""
+    found = Client(url, api_key).call("GET", "/v1/aliases")["data"]
+    if not found:
+        out.print("no aliases")
+        return
+    columns = ("name", "targets", "previous")
+    cells = [[item["name"], _shares(item["targets"]), _shares(item["previous"])] for item in found]
+    print_rows([columns, *cells])
+
+
+@app.command("promote")
+def promote(
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="The one of its targets that takes all.")
+    ],
+    if_match: IfMatch = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Lets one of an alias's targets take all requests."""
+    path, body = _alias_route(name, "promote"), {"target": target}
+    _print(Client(url, api_key).call("POST", path, body, _guard(if_match)))
+
+
+@app.command("unalias")
+def unalias(
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="The alias.")],
+    if_match: IfMatch = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Forgets an alias; what it led to stays."""
+    Client(url, api_key).call("DELETE", _alias_route(name), headers=_guard(if_match))
+    out.print(f"{name}: removed")
+
+
+def _weights(text: str) -> dict[str, float]:
+    """`stable=95,canary=5` as targets with weights; a target alone takes all."""
+    targets: dict[str, float] = {}
+    for part in text.split(","):
+        target, equals, weight = part.strip().partition("=")
+        try:
+            targets[target] = float(weight) if equals else 100.0
+        except ValueError:
+            raise Refusal(f"TARGETS: {part.strip()!r} is not TARGET=WEIGHT", 2) from None
+    return targets
+
+
+def _shares(targets: Mapping[str, float] | None) -> str:
+    return ",".join(f"{target}={weight:g}" for target, weight in (targets or {}).items()) or "-"
+
+
+def _guard(if_match: str | None) -> dict[str, str]:
+    return {"If-Match": if_match} if if_match else {}
 
 
 def _upload(folder: Path, send: Callable[[Upload], Any]) -> Any:

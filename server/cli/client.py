@@ -20,11 +20,15 @@ _CHUNK_BYTES = 1 << 20
 
 
 class ServerRefusal(Refusal):
-    """An error of the server, in its words; `param` is the field at fault, if one is."""
+    """An error of the server, in its words; `param` is the field at fault, if one is.
 
-    def __init__(self, message: str, param: str | None) -> None:
+    code: of the server's catalogue; None where the answer was not its own
+    """
+
+    def __init__(self, message: str, param: str | None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,6 @@ def _refusal(content: bytes, otherwise: str) -> ServerRefusal:
     """The server's error object in its own words, if the answer holds one."""
     try:
         told = json.loads(content)["error"]
-        return ServerRefusal(str(told["message"]), told.get("param"))
+        return ServerRefusal(str(told["message"]), told.get("param"), told.get("code"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return ServerRefusal(otherwise, None)

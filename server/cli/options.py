@@ -103,6 +103,8 @@ def _needless_option(name: str, kind: type) -> inspect.Parameter:
 def _metavar(name: str, field: FieldInfo) -> str:
     if is_size(name):
         return "SIZE"
+    if name.endswith("_for"):
+        return "DURATION"
     if name == "adapter":
         return "NAME=PATH"
     parts = list(_parts(field.annotation))

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from stored_adapters import DISK_BROKEN, DISK_FULL, WEIGHTS, TroubledFiles, adapter, weights_bytes
+from stored_state import MINE, THEIRS, State
 
 from weft.adapters.errors import (
     AdapterCorrupt,
@@ -23,30 +24,7 @@ from weft.adapters.errors import (
 from weft.adapters.files import Files
 from weft.adapters.holds import Lease
 from weft.adapters.registry import Registry
-from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
-from weft.adapters.version import Version
-
-MINE, THEIRS = TenantContext("mine"), TenantContext("theirs")
-
-
-class State:
-    """A state folder, its store, and a registry that can be closed and opened again."""
-
-    def __init__(self, root: Path, files: Files | None = None) -> None:
-        self.store = Store(root / "adapters", files)
-        self.path = root / "registry.sqlite"
-        self.registry = Registry(self.path, self.store)
-
-    def restart(self) -> None:
-        self.registry.close()
-        self.registry = Registry(self.path, self.store)
-
-    def put(
-        self, name: str, seed: int, ctx: TenantContext = MINE, expected: str | None = None
-    ) -> Version:
-        with self.registry.ingest(ctx, adapter(seed)) as upload:
-            return self.registry.put(ctx, name, upload, f'{{"seed": {seed}}}', expected)
 
 
 @pytest.fixture

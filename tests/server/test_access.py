@@ -15,7 +15,13 @@ from weft.server.policy import Role
 KEYS = {role: f"key-{role.name.lower()}" for role in Role}
 OPEN = {"/", "/examples", "/health", "/ready"}
 # What the table is to say, in other words than its own.
-READING = {"GET /v1/adapters", "GET /v1/adapters/{name}", "POST /v1/adapters/{name}/prefetch"}
+READING = {
+    "GET /v1/adapters",
+    "GET /v1/adapters/{name}",
+    "POST /v1/adapters/{name}/prefetch",
+    "GET /v1/aliases",
+    "GET /v1/aliases/{name}",
+}
 
 
 def served(routes: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -56,7 +62,7 @@ def test_each_route_of_the_app_is_listed_and_no_other(made: Api) -> None:
 def test_the_table_says_what_is_promised() -> None:
     for route in ROUTES:
         words = f"{route.method} {route.template}"
-        about_adapters = "/v1/adapters" in words or "lora_adapter" in words
+        about_adapters = any(n in words for n in ("/v1/adapters", "/v1/aliases", "lora_adapter"))
         if route.template in OPEN:
             expected = None
         elif route.template == "/metrics":
