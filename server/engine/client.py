@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from weft.adapters.errors import AdapterInvalid
@@ -32,6 +32,7 @@ from weft.server.engine.messages import (
     Pin,
     Prefetch,
     Progress,
+    Reserve,
     Sampling,
     Stats,
     Stop,
@@ -88,6 +89,7 @@ class EngineClient:
         self._streams: dict[str, _Stream] = {}
         self._calls: dict[str, asyncio.Future[LoadReport | None]] = {}
         self._pinned: set[str] = set()
+        self._reserved: tuple[TenantContext, ...] = ()
         self._ids = itertools.count()
         self._info: EngineInfo | None = None
         self._started: asyncio.Future[EngineInfo] | None = None
@@ -196,6 +198,12 @@ class EngineClient:
         (self._pinned.add if pinned else self._pinned.discard)(digest)
         await self._call(Pin(self._next_id("pin"), digest, pinned))
 
+    def reserve(self, tenants: Iterable[TenantContext]) -> None:
+        """Gives each of these tenants its `kv_pages` for itself, now and after a restart."""
+        self._reserved = tuple(tenants)
+        if self._up:
+            self._send(Reserve(self._reserved))
+
     async def prefetch(self, digest: str) -> None:
         """Brings a stored version to the device ahead of use."""
         await self._call(Prefetch(self._next_id("prefetch"), digest))
@@ -287,6 +295,8 @@ class EngineClient:
 
     def _on_up(self, info: EngineInfo) -> None:
         self._info, self._up = info, True
+        if self._reserved:
+            self._send(Reserve(self._reserved))
         for digest in self._pinned:
             self._send(Pin(self._next_id("pin"), digest, True))
         if self._started is not None and not self._started.done():

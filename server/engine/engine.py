@@ -33,6 +33,7 @@ from weft.server.engine.messages import (
     Load,
     Pin,
     Prefetch,
+    Reserve,
     Stats,
     Unload,
 )
@@ -111,6 +112,8 @@ class Engine:
             case Pin():
                 (self.residency.pin if command.pinned else self.residency.unpin)(command.digest)
                 self._outbox.put(Done(command.id))
+            case Reserve():
+                self.scheduler.reserve(command.tenants)
             case Unload():
                 self.residency.forget(command.digest)
                 self._outbox.put(Done(command.id))
@@ -241,9 +244,9 @@ class Engine:
             steps=self._steps,
             running=scheduler.running,
             waiting=scheduler.waiting,
-            free_pages=tables.pool.free,
-            cached_pages=tables.pool.cached,
-            total_pages=tables.pool.total,
+            free_pages=tables.free,
+            cached_pages=tables.cached,
+            total_pages=tables.total,
             prefix_hits=tables.prefix_hits,
             prefix_queries=tables.prefix_queries,
             preemptions=scheduler.preemptions,

@@ -7,7 +7,7 @@ saves up no credit. Knows no pages and no adapters.
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import attrgetter
 
@@ -52,12 +52,15 @@ class FairQueue:
             self._counters[seq.tenant.id] += fresh / seq.tenant.weight
             seq.charged = stop
 
-    def least_served(self, begun: Iterable[Sequence], *, with_queued: bool) -> Sequence | None:
+    def least_served(
+        self, begun: Iterable[Sequence], may_begin: Callable[[Sequence], bool]
+    ) -> Sequence | None:
         """Of `begun` and the queued: the next one of the tenant that has been given least.
 
-        Of a tenant's own, and of equal tenants, the one that arrived first.
+        Of a tenant's own, and of equal tenants, the one that arrived first. A tenant whose first in
+        the queue may not begin has none there.
         """
-        queued = (queue[0] for queue in self._queues.values()) if with_queued else ()
+        queued = filter(may_begin, (queue[0] for queue in self._queues.values()))
         counters = self._counters
         return min(
             chain(begun, queued), key=lambda s: (counters[s.tenant.id], s.arrival), default=None

@@ -120,11 +120,17 @@ class Prefetch(Message, frozen=True):
     digest: str
 
 
+class Reserve(Message, frozen=True):
+    """Gives each of these tenants its `kv_pages` for itself, until the next Reserve; not answered."""
+
+    tenants: tuple[TenantContext, ...]
+
+
 class Stop(Message, frozen=True):
     """Ends the engine process."""
 
 
-Command = EngineConfig | Generate | Abort | Load | Unload | Pin | Prefetch | Stop
+Command = EngineConfig | Generate | Abort | Load | Unload | Pin | Prefetch | Reserve | Stop
 
 # ---- engine → API process
 

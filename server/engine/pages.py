@@ -4,7 +4,7 @@ Knows no sequences and no tensors; what a page holds is an opaque key and the to
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -17,21 +17,23 @@ class Content:
 
 
 class PagePool:
-    """Pages 1 … `num_pages - 1`; page 0 is never given out, so that padding can write there.
+    """Some of the KV cache's pages; never page 0, so that padding can write there.
 
     A page is free, referenced, or cached: unreferenced, but found again by its content until it is
     needed for something else (least recently released first).
     """
 
-    def __init__(self, num_pages: int) -> None:
-        if num_pages < 2:
-            raise ValueError("a pool needs page 0 for padding and at least one page to give out")
-        self.total = num_pages - 1
-        self._references = [0] * num_pages
-        self._free = deque(range(1, num_pages))
+    def __init__(self, pages: Iterable[int]) -> None:
+        self._references = dict.fromkeys(pages, 0)
+        self._free = deque(self._references)
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._content: dict[int, Content] = {}
         self._page_of: dict[bytes, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Pages of this pool."""
+        return len(self._references)
 
     @property
     def free(self) -> int:
@@ -51,7 +53,7 @@ class PagePool:
     @property
     def referenced(self) -> dict[int, int]:
         """Owners of each page that has any."""
-        return {page: count for page, count in enumerate(self._references) if count}
+        return {page: count for page, count in self._references.items() if count}
 
     def take(self, count: int) -> list[int]:
         """Takes `count` pages with one reference each; at most `available`, else ValueError."""
@@ -60,6 +62,18 @@ class PagePool:
         pages = [self._free.popleft() if self._free else self._evict() for _ in range(count)]
         for page in pages:
             self._references[page] = 1
+        return pages
+
+    def receive(self, pages: Sequence[int]) -> None:
+        """Makes these pages, which no other pool has, part of this one."""
+        self._references |= dict.fromkeys(pages, 0)
+        self._free.extend(pages)
+
+    def give_up(self, count: int) -> list[int]:
+        """Makes `count` pages no part of this pool any more; at most `available`."""
+        pages = self.take(count)
+        for page in pages:
+            del self._references[page]
         return pages
 
     def find(self, content: Content) -> int | None:
@@ -110,7 +124,7 @@ class PagePool:
             )
             and len(free) == len(self._free),
             "pages: page 0 is never given out": 0 not in free | cached | referenced,
-            "pages: no negative references": min(self._references) >= 0,
+            "pages: no negative references": min(self._references.values(), default=0) >= 0,
             "pages: cached pages have content": cached <= self._content.keys(),
             "pages: free pages have none": not free & self._content.keys(),
             "pages: key and page are one to one": {

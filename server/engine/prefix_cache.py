@@ -7,6 +7,7 @@ from array import array
 from dataclasses import dataclass
 
 from weft.adapters.blend import BASE, text_of
+from weft.adapters.tenancy import TenantContext
 from weft.server.engine.pages import Content, PagePool
 from weft.server.engine.sequence import Sequence
 
@@ -22,9 +23,9 @@ class PrefixRoot:
     base_digest: str
     kv_dtype: str
 
-    def key(self, tenant: str, blend: str) -> bytes:
+    def key(self, tenant: TenantContext, blend: str) -> bytes:
         """The key before the first page: equal only for equal tenant, base, blend and dtype."""
-        fields = (tenant, self.base_digest, blend, self.kv_dtype)
+        fields = (tenant.id, self.base_digest, blend, self.kv_dtype)
         encoded = (field.encode() for field in fields)
         message = b"".join(len(field).to_bytes(4, "little") + field for field in encoded)
         return hmac.digest(self.secret, message, "sha256")
@@ -89,8 +90,8 @@ class PrefixCache:
         before = seq.contents[-1].key if index else b""
         first, offset = divmod(seq.base_until, self._page_size)
         if index < first:
-            return before or self._root.key(seq.tenant.id, text_of(BASE))
+            return before or self._root.key(seq.tenant, text_of(BASE))
         if index > first:
             return before
-        own = self._root.key(seq.tenant.id, text_of(seq.blend))
+        own = self._root.key(seq.tenant, text_of(seq.blend))
         return own if not seq.base_until else before + own + offset.to_bytes(4, "little")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
+from weft.adapters.tenancy import TenantContext
 from weft.server.engine.fairness import FairQueue
 from weft.server.engine.finish import FinishRules
 from weft.server.engine.gate import AdapterGate
@@ -122,6 +123,21 @@ class Scheduler:
         """Ends one sequence with a code of the error catalogue."""
         self._end_all([seq], Finish("error", error=code))
 
+    def reserve(self, tenants: Iterable[TenantContext]) -> None:
+        """From now on each of these has its `kv_pages` for itself; others share what is left.
+
+        What runs begins again with the pages that are found, and what cannot fit any more ends.
+        """
+        wanted = self.tables.parts(tenants)
+        if wanted == self.tables.reserved:
+            return
+        for seq in tuple(self._running):
+            self._preempt(seq)
+        self.tables.reserve(wanted)
+        live = [seq for children in self._requests.values() for seq in children]
+        unfit = [seq for seq in live if self._refusal(seq.request, seq.lead)]
+        self._end_all(unfit, Finish("error", error="context_length_exceeded"))
+
     def take_ended(self) -> list[Sequence]:
         """The sequences that ended since the last call, each handed out once."""
         ended, self._ended = self._ended, []
@@ -160,16 +176,20 @@ class Scheduler:
     def _prefills(self, budget: int) -> list[Scheduled]:
         rows = []
         begun = [seq for seq in self._running if seq.remaining > 1]
-        has_room = True
+        full: set[object] = set()
+
+        def may_begin(seq: Sequence) -> bool:
+            is_place = len(self._running) < self.limits.max_num_seqs
+            return is_place and self.tables.crowd_of(seq) not in full
+
         while budget > 0:
-            may_admit = has_room and len(self._running) < self.limits.max_num_seqs
-            seq = self._queue.least_served(begun, with_queued=may_admit)
+            seq = self._queue.least_served(begun, may_begin)
             if seq is None:
                 break
             if seq.status is Status.RUNNING:
                 begun.remove(seq)
             elif not self._admit(seq):
-                has_room = False
+                full.add(self.tables.crowd_of(seq))
                 continue
             count = min(budget, seq.remaining)
             rows.append(self._schedule(seq, count))
@@ -190,7 +210,7 @@ class Scheduler:
         seq = item.seq
         seq.computed = item.stop
         seq.uncopied = 0
-        self.tables.prefixes.publish(seq)
+        self.tables.publish(seq)
         if item.start < seq.lead + seq.prompt_len <= seq.computed:
             self._start(s for s in self._requests[seq.request.id] if s.status is Status.HELD)
         if token is not None:
@@ -227,7 +247,7 @@ class Scheduler:
 
     def _admit(self, seq: Sequence) -> bool:
         """Lets the queue's choice run, if pages suffice and each running one can still grow."""
-        if not self.tables.admit(seq, spare=len(self._running)):
+        if not self.tables.admit(seq):
             return False
         if not seq.preemptions:
             seq.cached_tokens = max(seq.computed - seq.lead, 0)
@@ -242,8 +262,9 @@ class Scheduler:
 
         The latest arrival waits for a page and keeps those it has: earlier ones can take them.
         """
+        crowd = self.tables.crowd_of(seq)
         while not self.tables.grow(seq):
-            latest = self._running[-1]
+            latest = next(s for s in reversed(self._running) if self.tables.crowd_of(s) is crowd)
             if latest is seq:
                 return False
             self._preempt(latest)
@@ -298,7 +319,7 @@ class Scheduler:
 
     def _shares_prompt(self, request: Generate) -> bool:
         """Whether later children wait for the first one's pages instead of computing their own."""
-        return self.tables.prefixes.enabled and request.sampling.prompt_logprobs is None
+        return self.tables.reuses_prompts and request.sampling.prompt_logprobs is None
 
     def _refusal(self, request: Generate, lead: int) -> str | None:
         """The error code of a request that can never be served with `lead` positions first."""
@@ -307,7 +328,7 @@ class Scheduler:
         prompt, sampling = lead + len(request.prompt), request.sampling
         longest = min(prompt + sampling.max_tokens, self.limits.max_model_len)
         fits_model = prompt + min(sampling.max_tokens, 1) <= self.limits.max_model_len
-        if not fits_model or not self.tables.could_hold(max(prompt, longest - 1)):
+        if not fits_model or not self.tables.could_hold(request.tenant, max(prompt, longest - 1)):
             return "context_length_exceeded"
         return None
 

@@ -1,12 +1,13 @@
 """A look-alike of EngineClient that answers from a script, in the API's own process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import structs
 
 from weft.adapters.blend import text_of
+from weft.adapters.tenancy import TenantContext
 from weft.server.engine.client import EngineUnavailable
 from weft.server.engine.messages import (
     AdapterState,
@@ -57,6 +58,7 @@ class FakeEngine:
     loaded: set[str] = field(default_factory=set)
     pins: dict[str, bool] = field(default_factory=dict)
     prefetched: list[str] = field(default_factory=list)
+    reserved: tuple[TenantContext, ...] = ()
     _watching: list[tuple[Callable[[], bool], asyncio.Future[None]]] = field(default_factory=list)
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -128,6 +130,9 @@ class FakeEngine:
     async def pin(self, digest: str, pinned: bool) -> None:
         self.pins[digest] = pinned
         self._check()
+
+    def reserve(self, tenants: Iterable[TenantContext]) -> None:
+        self.reserved = tuple(tenants)
 
     async def prefetch(self, digest: str) -> None:
         self._check()

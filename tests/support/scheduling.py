@@ -206,8 +206,8 @@ class World:
 
     def _check_rest(self) -> None:
         """Nothing is held where nothing lives."""
-        pool = self.scheduler.tables.pool
-        assert pool.referenced == {}
-        assert pool.free + pool.cached == pool.total
+        tables = self.scheduler.tables
+        assert tables.referenced == {}
+        assert tables.free + tables.cached == tables.total
         assert self.scheduler.adapters == {}
         assert all(self.residency.pool.refs(d) == 0 for d in self.residency.pool.digests)

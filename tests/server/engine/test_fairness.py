@@ -6,6 +6,14 @@ from weft.server.engine.fairness import FairQueue
 from weft.server.engine.sequence import Sequence
 
 
+def anybody(_: Sequence) -> bool:
+    return True
+
+
+def nobody(_: Sequence) -> bool:
+    return False
+
+
 class Arrivals:
     """Makes sequences in the order of their arrival."""
 
@@ -20,7 +28,7 @@ class Arrivals:
 
 def serve(queue: FairQueue) -> str:
     """Lets the next one compute all it has; returns its tenant."""
-    seq = queue.least_served((), with_queued=True)
+    seq = queue.least_served((), anybody)
     assert seq is not None
     queue.remove(seq)
     queue.charge(seq, len(seq.tokens))
@@ -91,11 +99,11 @@ def test_what_was_begun_competes_with_what_is_queued() -> None:
     queue, arrive = FairQueue(), Arrivals()
     begun, queued = arrive("a", 100), arrive("b")
     queue.push(queued)
-    assert queue.least_served([begun], with_queued=True) is begun
+    assert queue.least_served([begun], anybody) is begun
     queue.charge(begun, 16)
-    assert queue.least_served([begun], with_queued=True) is queued
-    assert queue.least_served([begun], with_queued=False) is begun
-    assert queue.least_served([], with_queued=False) is None
+    assert queue.least_served([begun], anybody) is queued
+    assert queue.least_served([begun], nobody) is begun
+    assert queue.least_served([], nobody) is None
 
 
 def test_nothing_is_paid_for_twice() -> None:
@@ -106,4 +114,4 @@ def test_nothing_is_paid_for_twice() -> None:
     queue.charge(mine, 20)
     yours.computed = 20  # found in the prefix cache
     queue.charge(yours, 40)
-    assert queue.least_served([yours, mine], with_queued=False) is mine  # 20 each: first come
+    assert queue.least_served([yours, mine], nobody) is mine  # 20 each: first come

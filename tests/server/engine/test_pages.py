@@ -16,24 +16,33 @@ def content(name: int) -> Content:
     return Content(bytes([name]), (name, name))
 
 
-def test_page_0_is_never_given_out() -> None:
-    assert sorted(PagePool(4).take(3)) == [1, 2, 3]
+def test_a_pool_gives_out_its_own_pages_only() -> None:
+    assert sorted(PagePool([2, 5, 7]).take(3)) == [2, 5, 7]
 
 
-def test_a_pool_without_a_page_to_give_is_refused() -> None:
-    with pytest.raises(ValueError, match="page 0"):
-        PagePool(1)
+def test_pages_go_from_one_pool_to_another_with_nothing_to_be_found_in_them() -> None:
+    one, two = PagePool(range(1, 5)), PagePool([5])
+    first, second = one.take(2)
+    one.publish(first, content(1))
+    one.release([first])
+    two.receive(one.give_up(3))
+    assert (one.total, one.available, one.find(content(1))) == (1, 0, None)
+    assert (two.total, two.free) == (4, 4)
+    assert one.check() == two.check() == ()
+    one.release([second])
+    two.receive(one.give_up(1))
+    assert (one.total, one.check(), two.total) == (0, (), 5)
 
 
 def test_taking_more_than_available_takes_nothing() -> None:
-    pool = PagePool(4)
+    pool = PagePool(range(1, 4))
     with pytest.raises(ValueError, match="4 pages wanted, 3 available"):
         pool.take(4)
     assert pool.free == 3
 
 
 def test_releasing_more_often_than_referenced_is_an_error() -> None:
-    pool = PagePool(4)
+    pool = PagePool(range(1, 4))
     pages = pool.take(1)
     pool.release(pages)
     with pytest.raises(ValueError, match="released more often"):
@@ -41,7 +50,7 @@ def test_releasing_more_often_than_referenced_is_an_error() -> None:
 
 
 def test_a_published_page_is_found_until_its_page_is_needed() -> None:
-    pool = PagePool(3)
+    pool = PagePool(range(1, 3))
     first, second = pool.take(2)
     pool.publish(first, content(1))
     pool.release([first, second])
@@ -52,14 +61,14 @@ def test_a_published_page_is_found_until_its_page_is_needed() -> None:
 
 
 def test_a_key_alone_finds_nothing_where_the_tokens_differ() -> None:
-    pool = PagePool(3)
+    pool = PagePool(range(1, 3))
     (page,) = pool.take(1)
     pool.publish(page, Content(b"key", (1, 2)))
     assert pool.find(Content(b"key", (1, 3))) is None
 
 
 def test_the_first_page_with_a_key_keeps_it() -> None:
-    pool = PagePool(4)
+    pool = PagePool(range(1, 4))
     first, second = pool.take(2)
     pool.publish(first, content(1))
     pool.publish(second, content(1))
@@ -68,7 +77,7 @@ def test_the_first_page_with_a_key_keeps_it() -> None:
 
 
 def test_the_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
-    pool = PagePool(4)
+    pool = PagePool(range(1, 4))
     pages = pool.take(3)
     for number, page in enumerate(pages):
         pool.publish(page, content(number))
@@ -78,7 +87,7 @@ def test_the_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
 
 
 def test_idle_pages_are_those_that_sharing_takes_from_what_is_available() -> None:
-    pool = PagePool(4)
+    pool = PagePool(range(1, 4))
     pages = pool.take(2)
     for number, page in enumerate(pages):
         pool.publish(page, content(number))
@@ -102,7 +111,7 @@ def test_idle_pages_are_those_that_sharing_takes_from_what_is_available() -> Non
     ],
 )
 def test_the_check_names_what_is_broken(breakage: object, name: str) -> None:
-    pool = PagePool(PAGES)
+    pool = PagePool(range(1, PAGES))
     pool.take(1)
     breakage(pool)  # type: ignore[operator]
     assert any(name in broken for broken in pool.check())
@@ -113,7 +122,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(PAGES)
+        self.pool = PagePool(range(1, PAGES))
         self.owned: Counter[int] = Counter()
         self.published: dict[int, Content] = {}
 

@@ -5,12 +5,14 @@ from itertools import combinations
 
 from scheduling import ROOT, request
 
+from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.messages import Generate
 from weft.server.engine.pages import PagePool
 from weft.server.engine.prefix_cache import PrefixCache, PrefixRoot
 from weft.server.engine.sequence import Sequence
 
+TENANT, OTHER = TenantContext("tenant"), TenantContext("other")
 PROMPT = tuple(range(1, 13))  # three pages of 4
 
 
@@ -24,7 +26,7 @@ class Cache:
     """A prefix cache with one finished sequence in it."""
 
     def __init__(self, root: PrefixRoot | None = ROOT) -> None:
-        self.pool = PagePool(32)
+        self.pool = PagePool(range(1, 32))
         self.prefixes = PrefixCache(self.pool, 4, root)
 
     def compute(self, asked: Generate, traits: Traits = PLAIN) -> list[int]:
@@ -87,14 +89,15 @@ def test_each_part_of_the_root_changes_the_key() -> None:
         replace(ROOT, base_digest="other"),
         replace(ROOT, kv_dtype="bfloat16"),
     ]
-    keys = [root.key("tenant", "adapter") for root in roots]
-    keys += [ROOT.key("other", "adapter"), ROOT.key("tenant", "other"), ROOT.key("tenant", "")]
+    keys = [root.key(TENANT, "adapter") for root in roots]
+    keys += [ROOT.key(OTHER, "adapter"), ROOT.key(TENANT, "other"), ROOT.key(TENANT, "")]
     assert len(set(keys)) == len(keys)
 
 
 def test_no_two_splits_of_the_same_characters_give_the_same_key() -> None:
     for one, two in combinations(["", "a", "ab", "abc"], 2):
-        assert ROOT.key(one, "abc"[len(one) :]) != ROOT.key(two, "abc"[len(two) :])
+        first, second = (ROOT.key(TenantContext(name), "abc"[len(name) :]) for name in (one, two))
+        assert first != second
 
 
 def test_log_probabilities_of_the_prompt_are_computed_with_it() -> None:

@@ -198,7 +198,7 @@ def test_children_share_the_prompt_that_the_first_one_computed() -> None:
     assert shape(world.step()) == [("r", 13, 1), ("r", 12, 1), ("r", 12, 1)]
     world.run()
     assert world.cached == {("r", 0): 0, ("r", 1): 12, ("r", 2): 12}
-    assert len(world.scheduler.tables.pool.referenced) == 0
+    assert len(world.scheduler.tables.referenced) == 0
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -424,7 +424,7 @@ def test_a_prefix_is_copied_once_and_its_full_pages_are_shared(root: PrefixRoot 
         world.scheduler.add(request(name, 3, max_tokens=9, adapter="a0"))
     assert copies(first_plan(world)) == [("a", 10, 10), ("b", 10, 2), ("c", 10, 2)]
     # Two pages that all share, and of each its own with the prefix's tail.
-    assert sorted(world.scheduler.tables.pool.referenced.values()) == [1, 1, 1, 1, 1, 1, 3, 3]
+    assert sorted(world.scheduler.tables.referenced.values()) == [1, 1, 1, 1, 1, 1, 3, 3]
     assert copies(world.step()) == [("a", 13, 0), ("b", 13, 0), ("c", 13, 0)]
     world.run()
     world.scheduler.add(request("later", 3, adapter="a0"))

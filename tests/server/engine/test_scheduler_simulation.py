@@ -15,6 +15,7 @@ from msgspec import structs
 from scheduling import EOS, ROOT, World, limits, request
 
 from weft.adapters.blend import Part
+from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.messages import Generate
 from weft.server.engine.sequence import Sequence
@@ -94,6 +95,8 @@ class Simulation:
                 self._arrive(f"request-{number}")
             elif chance < 0.33:
                 self._abort()
+            elif chance < 0.34:
+                self._reserve()
             else:
                 self.world.step(self.random.choice([0.001, 0.05, 0.5]))
         self.world.run(max_steps=5000)
@@ -133,6 +136,16 @@ class Simulation:
             self.world.scheduler.abort(name, self.random.choice([None, index]))
             self.world.settle()
 
+    def _reserve(self) -> None:
+        """Other tenants have pages of their own from now on, and maybe too few."""
+        random = self.random
+        pages = [random.choice([None, 5, 20, 40]) for _ in range(3)]
+        self.world.scheduler.reserve(
+            TenantContext(f"tenant-{number}", kv_pages=kv_pages)
+            for number, kv_pages in enumerate(pages)
+        )
+        self.world.settle()
+
     def _next_token(self, seq: Sequence) -> int:
         return self.asked[seq.request.id, seq.index].token(len(seq.tokens))
 
@@ -145,7 +158,7 @@ def live(seed: int) -> World:
     for child, asked in simulation.asked.items():
         reason, tokens = asked.answer()
         finish = world.ended[child]
-        if finish.reason == "abort":
+        if finish.reason == "abort" or finish.error == "context_length_exceeded":
             assert world.tokens[child] == tokens[: len(world.tokens[child])]
         elif finish.reason == "error":
             assert world.tokens[child] == []

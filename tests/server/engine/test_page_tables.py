@@ -1,0 +1,140 @@
+"""Pages of a tenant's own: what others do neither fills them, nor evicts from them, nor is seen."""
+
+from collections import Counter
+
+import pytest
+from scheduling import ROOT, World, limits, request
+
+from weft.adapters.tenancy import TenantContext
+from weft.server.engine.page_tables import PageTables
+from weft.server.engine.sequence import Finish
+
+PROMPT = tuple(range(1, 17))  # four pages
+MINE = TenantContext("mine", kv_pages=8)
+
+
+def flood(world: World, name: str, tenant: str = "theirs") -> None:
+    """Fills and empties all pages that a tenant can get, and leaves its own prefixes in them."""
+    for number in range(8):
+        world.scheduler.add(request(f"{name}-{number}", 30, max_tokens=20, tenant=tenant))
+    world.run()
+
+
+def ask(world: World, name: str, tenant: str = "mine") -> int:
+    """Asks the same thing as ever; returns how many tokens were cached."""
+    world.scheduler.add(request(name, PROMPT, tenant=tenant))
+    world.run()
+    return world.cached[name, 0]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_others_do_is_not_seen_in_what_is_cached(own: bool) -> None:
+    world = World(limits(num_pages=33))
+    world.scheduler.reserve([MINE] if own else [])
+    seen = [ask(world, "first"), ask(world, "second")]
+    flood(world, "one")
+    seen.append(ask(world, "third"))
+    assert seen == [0, 12, 12 if own else 0]
+
+
+def test_a_tenants_own_flood_evicts_its_own_and_nobody_elses() -> None:
+    world = World(limits(num_pages=33))
+    world.scheduler.reserve([MINE])
+    ask(world, "mine-1")
+    ask(world, "theirs-1", tenant="theirs")
+    for number in range(6):
+        world.scheduler.add(request(f"flood-{number}", 30, max_tokens=3, tenant="mine"))
+    world.run()
+    assert ask(world, "theirs-2", tenant="theirs") == 12
+    assert ask(world, "mine-2") == 0
+
+
+def test_others_that_have_used_up_their_pages_keep_nobody_waiting() -> None:
+    world = World(limits(num_pages=33, max_num_seqs=8, max_num_batched_tokens=64))
+    world.scheduler.reserve([MINE])
+    for number in range(6):
+        world.scheduler.add(request(f"theirs-{number}", 40, max_tokens=40, tenant="theirs"))
+    world.step()
+    assert world.scheduler.waiting >= 4
+    world.scheduler.add(request("mine", PROMPT, tenant="mine"))
+    assert "mine" in {item.seq.request.id for item in world.step().items}
+    world.run()
+
+
+def test_growth_preempts_only_those_of_the_same_pages() -> None:
+    world = World(limits(num_pages=33), root=None)
+    world.scheduler.reserve([MINE])
+    for tenant in ("theirs", "mine", "mine", "theirs"):
+        number = len(world.scheduler._requests)
+        world.scheduler.add(request(f"{tenant}-{number}", 8, max_tokens=20, tenant=tenant))
+    world.run()
+    begun = Counter(name for step in world.trace for name, _, start, _ in step if start == 0)
+    assert {name for name, count in begun.items() if count > 1} == {"mine-2"}
+    assert all(finish == Finish("length") for finish in world.ended.values())
+
+
+def test_a_request_that_a_tenants_pages_cannot_hold_is_refused() -> None:
+    world = World()
+    world.scheduler.reserve([MINE])
+    for tenant in ("mine", "theirs"):
+        world.scheduler.add(request(tenant, 40, tenant=tenant))
+    world.run()
+    assert world.ended["mine", 0] == Finish("error", error="context_length_exceeded")
+    assert world.ended["theirs", 0] == Finish("length")
+
+
+def test_background_work_uses_its_tenants_pages() -> None:
+    tables = PageTables(33, 4, ROOT)
+    tables.reserve(tables.parts([MINE]))
+    assert not tables.could_hold(MINE.background, 33)
+    assert tables.could_hold(TenantContext("theirs"), 33)
+
+
+def test_who_asks_for_more_than_there_is_gets_a_part_and_some_stay_for_all() -> None:
+    tables = PageTables(65, 4, ROOT)
+    parts = tables.parts([TenantContext("a", kv_pages=300), TenantContext("b", kv_pages=100)])
+    assert parts == {"a": 42, "b": 14}
+    tables.reserve(parts)
+    assert tables.reserved == parts
+    assert (tables.free, tables.total, tables.check([])) == (64, 64, ())
+
+
+def test_reserving_again_changes_only_what_changed() -> None:
+    world = World(limits(num_pages=65))
+    world.scheduler.reserve([MINE])
+    assert ask(world, "first") == 0
+    other = TenantContext("other", kv_pages=8)
+    world.scheduler.reserve([MINE, other])
+    assert ask(world, "second") == 12
+    world.scheduler.reserve([TenantContext("mine", kv_pages=9), other])
+    assert ask(world, "third") == 0
+    world.scheduler.reserve([])
+    assert world.scheduler.tables.reserved == {}
+    assert world.scheduler.check() == ()
+
+
+def test_what_runs_goes_on_where_it_still_fits_and_ends_where_it_does_not() -> None:
+    world = World(limits(num_pages=65))
+    world.scheduler.add(request("long", 40, max_tokens=9, tenant="mine", n=2))
+    world.scheduler.add(request("short", 8, max_tokens=9, tenant="mine"))
+    world.step()
+    world.step()
+    world.scheduler.reserve([MINE])
+    world.run()
+    too_long = Finish("error", error="context_length_exceeded")
+    assert world.ended["long", 0] == world.ended["long", 1] == too_long
+    assert world.ended["short", 0] == Finish("length")
+    assert len(world.tokens["short", 0]) == 9
+
+
+def test_pages_do_not_change_hands_while_something_runs() -> None:
+    world = World()
+    world.scheduler.add(request("r"))
+    world.step()
+    with pytest.raises(ValueError, match="nothing runs"):
+        world.scheduler.tables.reserve({"mine": 8})
+
+
+def test_a_cache_without_a_page_to_give_is_refused() -> None:
+    with pytest.raises(ValueError, match="page 0"):
+        PageTables(1, 4, ROOT)
