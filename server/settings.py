@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         1024, ge=0, description="Sequences that may wait beside them; more are answered 429."
     )
+    request_timeout: float | None = Field(
+        None, gt=0, description="Longest time that an answer may take, in seconds."
+    )
     max_num_batched_tokens: Count = Field(None, description="Token budget of one step.")
     kv_cache_memory: Size = Field(None, description="KV cache: 10GiB, a number of bytes, auto.")
     adapter_memory: Size = Field(None, description="Adapters held on the device.")
@@ -169,6 +172,12 @@ class Settings(BaseSettings):
     )
     seed: int = Field(0, ge=0, description="Seed of sampling where a request gives none.")
     threads: Count = Field(None, description="CPU threads of the engine.")
+    loader_memory: Size = Field(
+        None, description="Memory that reading one adapter may take; half of what is free."
+    )
+    loader_timeout: int = Field(
+        600, ge=1, description="Processor time that reading one adapter may take, in seconds."
+    )
 
     @property
     def retention(self) -> Retention:

@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from weft.server.api.choice import Delta, WholeChoice
 from weft.server.api.fields import GenerationFields
 from weft.server.api.generation import Generation, Work
+from weft.server.deadline import seconds_allowed, within
 from weft.server.errors import translate
 from weft.server.metrics import RequestTimer
 from weft.server.router import Target
@@ -101,8 +102,10 @@ class Answer(Response, ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
+        longest = self.services.settings.request_timeout
         try:
-            await _while_connected(receive, self._answer(send))
+            async with within(seconds_allowed(self._request.headers, longest)):
+                await _while_connected(receive, self._answer(send))
         except ClientGone:
             log.info("request %s: the client went away", self.request_id)
         except Exception as error:

@@ -23,7 +23,7 @@ EPILOG = (
     "Each flag is also a variable WEFT_… and a key of the --config file; "
     "a flag wins over a variable, a variable over the file."
 )
-_NAMES: dict[Hashable, str] = {int: "INTEGER", Path: "PATH"}
+_NAMES: dict[Hashable, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 
 def is_size(setting: str) -> bool:
