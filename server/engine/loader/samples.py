@@ -1,0 +1,14 @@
+"""A few of a parameter's values, by which two copies of it are known to be the same."""
+
+import torch
+from torch import Tensor
+
+_COUNT = 64
+
+
+def sampled(parameter: Tensor) -> bytes:
+    """The bytes of values spread evenly over a parameter, ends included."""
+    flat = parameter.detach().reshape(-1) if parameter.is_contiguous() else parameter.flatten()
+    at = torch.linspace(0, max(flat.numel() - 1, 0), min(_COUNT, flat.numel())).long()
+    values = flat[at.to(flat.device)].cpu()
+    return values.view(torch.uint8).numpy().tobytes()
