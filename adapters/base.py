@@ -204,6 +204,16 @@ class BaseModules(Mapping[str, TargetModule]):
     def __len__(self) -> int:
         return len(self._targets)
 
+    def sides(self, name: str) -> tuple[int, int]:
+        """Inputs and outputs of the linear layer, embedding or map of experts of this name."""
+        module = self.experts.get(name) or self._targets[name]
+        return module.in_features, module.out_features
+
+    def weight_of(self, name: str) -> tuple[str, str]:
+        """The names of the module and the parameter that operations at `name` change."""
+        experts = self.experts.get(name)
+        return (name, "weight") if experts is None else (experts.module, experts.parameter)
+
     def explain(self, name: str) -> str:
         """Why `name` cannot be adapted, in words for the adapter's owner."""
         if name in self._targets:

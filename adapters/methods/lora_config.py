@@ -38,9 +38,9 @@ _TRAINING_ONLY = (
 )
 _REFUSED = {
     "arrow_config": "Arrow routes over other adapters, which one version does not hold",
-    "layer_replication": "a base with replicated layers is another model",
+    "layer_replication": "computes layers of the base several times, each with a KV cache of its "
+    "own: that is another base",
     "megatron_config": "Megatron's parallel layers are not served",
-    "target_parameters": "LoRA on bare parameters (such as fused experts) is not served",
     "use_qalora": "QA-LoRA is not served",
 }
 _INITS: Mapping[str, Init] = {
@@ -69,6 +69,7 @@ class Strength(NamedTuple):
 class LoraConfig:
     """What a LoRA computes: `y += scaling(module) · B A x` for each selected module.
 
+    targets: None where no modules are targeted   parameters: bare ones, ends of their names
     rank_pattern, alpha_pattern: exceptions of rank and alpha by a pattern of module names; the
         first that matches holds
     init: "plain", or how the base's weights were changed before training
@@ -82,7 +83,8 @@ class LoraConfig:
     rank: int
     alpha: float
     rslora: bool
-    targets: TargetRule
+    targets: TargetRule | None
+    parameters: tuple[str, ...]
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     init: Init
@@ -104,11 +106,13 @@ class LoraConfig:
         fields.ignore(*_TRAINING_ONLY)
         fields.flag("fan_in_fan_out")  # how the base stores a weight; LoRA's layout is the same
         init = _init(fields)
+        parameters = _parameters(fields)
         result = cls(
             rank=fields.integer("r", 8),
             alpha=fields.number("lora_alpha", 8),
             rslora=fields.flag("use_rslora"),
-            targets=TargetRule.read(fields),
+            targets=_targets(fields, needed=not parameters),
+            parameters=parameters,
             rank_pattern=fields.table("rank_pattern", positive_integer),
             alpha_pattern=fields.table("alpha_pattern", finite_number),
             init=init,
@@ -137,6 +141,27 @@ class LoraConfig:
         used = [field for field, is_used in ways.items() if is_used]
         if len(used) > 1 and used != ["use_dora", "init_lora_weights"]:
             raise invalid(used[-1], f"cannot be combined with {used[0]}")
+        if self.parameters:
+            self.check_bare()
+
+    def check_bare(self) -> None:
+        """Raises AdapterInvalid for what cannot be trained on experts and other bare parameters."""
+        fields = {
+            "use_dora": self.dora,
+            "lora_bias": self.lora_bias,
+            "init_lora_weights": self.init != "plain",
+            kasa.FIELD: self.kasa,
+            block_diagonal.FIELD: self.blocks is not None,
+            alora.FIELD: bool(self.invocation),
+        }
+        for field, is_used in fields.items():
+            if is_used:
+                raise invalid(field, "cannot be combined with LoRA on experts or bare parameters")
+
+    @property
+    def plain_strength(self) -> Strength:
+        """That of modules for which no pattern makes an exception."""
+        return self._strength(self.rank, self.alpha)
 
     def strengths(self, modules: Iterable[str]) -> dict[str, Strength]:
         """Rank and scaling of each module, by name."""
@@ -144,10 +169,26 @@ class LoraConfig:
         alpha_of = first_match(self.alpha_pattern, self.alpha, "alpha_pattern")
         result = {}
         for name in modules:
-            rank = rank_of(name)
-            divisor = math.sqrt(rank) if self.rslora else rank
-            result[name] = Strength(rank, alpha_of(name) / divisor)
+            result[name] = self._strength(rank_of(name), alpha_of(name))
         return result
+
+    def _strength(self, rank: int, alpha: float) -> Strength:
+        return Strength(rank, alpha / (math.sqrt(rank) if self.rslora else rank))
+
+
+def _targets(fields: Fields, *, needed: bool) -> TargetRule | None:
+    """The rule; peft's other fields about modules are about those of `target_modules` only."""
+    if needed or fields.names("target_modules"):
+        return TargetRule.read(fields)
+    fields.ignore("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    return None
+
+
+def _parameters(fields: Fields) -> tuple[str, ...]:
+    names = fields.names("target_parameters") or ()
+    if isinstance(names, str) or not all(names):
+        raise invalid("target_parameters", "must be a list of names")
+    return names
 
 
 def _init(fields: Fields) -> Init:

@@ -184,7 +184,7 @@ MUTATIONS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "KaSA": (add(LAYER_0 + "self_attn.q_proj.lora_diag", 4), "kasa_config is not set"),
     "bare parameter": (
         add(LAYER_0 + "mlp.experts.base_layer.lora_A.weight", 4, 64),
-        "target_parameters is not set",
+        "is LoRA on a bare parameter that target_parameters does not name",
     ),
     "expert": (
         add(LAYER_0 + "block_sparse_moe.experts.3.w1.lora_A.weight", 4, 64),

@@ -19,8 +19,6 @@ MIXES = 45
 COUNTS = (2, 5, 1, 32, 3, 8, 4, 2, 12, 6, 3, 16, 2, 7, 4)
 RANKS = (1, 2, 3, 4, 5, 8, 11, 16, 24, 33, 64)
 MAX_MODEL_LEN = 40
-# Of these peft's "all-linear" takes the experts' bare parameters too, which LoRA plans leave out.
-FUSED_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
 PREFIX = tuple(range(20, 29))
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 
@@ -78,7 +76,7 @@ class Mix:
             for name, target in base.items()
             if target.kind == "embedding" and target.refusal is None
         }
-        if self.random.random() < 0.2 and self.arch not in FUSED_EXPERTS:
+        if self.random.random() < 0.2:
             return "all-linear"
         chosen = self.random.sample(sorted(inner), self.random.randint(1, len(inner)))
         if self.random.random() < 0.25:
