@@ -56,6 +56,11 @@ class ErrorCode(Enum):
         "Loading adapters at run time is off; start the server with {flag}.",
     )
     FORBIDDEN = (403, "permission_error", "This is not allowed: {reason}.")
+    QUOTA_EXCEEDED = (
+        403,
+        "permission_error",
+        "Your quota of {limit} {what} is used up; remove some, or ask for more.",
+    )
     MODEL_NOT_FOUND = (
         404,
         _INVALID,

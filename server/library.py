@@ -16,6 +16,7 @@ import orjson
 from msgspec import structs
 
 from weft.adapters.errors import UnknownAdapter, VersionConflict
+from weft.adapters.holds import Upload
 from weft.adapters.registry import Adapter, Registry
 from weft.adapters.retention import Retention
 from weft.adapters.store import Source
@@ -24,7 +25,10 @@ from weft.adapters.version import NAME, Version
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.engine.messages import LoadReport
 from weft.server.errors import invalid
+from weft.server.holdings import Addition, Holdings
 from weft.server.metrics import AdapterLabel, Metrics
+from weft.server.policy import NO_QUOTAS, Quotas
+from weft.server.tenants import Tenants
 
 _WORKERS = 2
 _KEEP_ALL = Retention(count=2**31)
@@ -51,12 +55,14 @@ class Library:
         engine: EngineClient,
         registry: Registry,
         metrics: Metrics,
+        tenants: Tenants,
         reserved: tuple[str, ...] = (),
         retention: Retention = _KEEP_ALL,
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._metrics = metrics
+        self._tenants = tenants
         self._reserved = reserved
         self._retention = retention
         self._loading: Counter[AdapterLabel] = Counter()
@@ -116,6 +122,7 @@ class Library:
         StorageFull, and then nothing was changed.
         """
         self.check_name(name)
+        self._holdings(tenant).check_name(self._quotas(tenant), name)
         if self._registry.aliases.find(tenant, name) is not None:
             raise invalid("name", "is an alias; an adapter needs another name")
         before = self._current(tenant, name)
@@ -127,14 +134,7 @@ class Library:
                 report = await self._engine.load(upload.digest)
                 if dry_run:
                     return Installed(report, None)
-                version = await self.commit(
-                    self._registry.put,
-                    tenant,
-                    name,
-                    upload,
-                    orjson.dumps(structs.asdict(report)).decode(),
-                    expected,
-                )
+                version = await self.commit(self._put, tenant, name, upload, report, expected)
             finally:
                 await asyncio.to_thread(upload.release)
                 await self._forget_unused([upload.digest])
@@ -177,7 +177,7 @@ class Library:
         self, tenant: TenantContext, name: str, pinned: bool, expected: str | None = None
     ) -> Version:
         """Keeps a name's current version on the device, or lets it go when others need room."""
-        version = await self.commit(self._registry.pin, tenant, name, pinned, expected)
+        version = await self.commit(self._pin, tenant, name, pinned, expected)
         await self._keep_pins([version.digest])
         return version
 
@@ -192,6 +192,37 @@ class Library:
             raise invalid("name", "is 1 to 64 letters, digits, '.', '_' or '-', no sign first")
         if name in self._reserved:
             raise invalid("name", "is the base model's")
+
+    # ---- within quotas
+
+    def _put(
+        self,
+        tenant: TenantContext,
+        name: str,
+        upload: Upload,
+        report: LoadReport,
+        expected: str | None,
+    ) -> Version:
+        """In the thread of the commits, so that nothing comes between the look and the change."""
+        addition = Addition(name, upload.nbytes, report)
+        self._holdings(tenant).check_addition(self._quotas(tenant), addition)
+        written = orjson.dumps(structs.asdict(report)).decode()
+        return self._registry.put(tenant, name, upload, written, expected)
+
+    def _pin(self, tenant: TenantContext, name: str, pinned: bool, expected: str | None) -> Version:
+        if pinned:
+            self._holdings(tenant).check_pin(self._quotas(tenant), name)
+        return self._registry.pin(tenant, name, pinned, expected)
+
+    def _holdings(self, tenant: TenantContext) -> Holdings:
+        if self._quotas(tenant) == NO_QUOTAS:
+            return Holdings((), {})
+        adapters = tuple(self.all(tenant))
+        versions = (v for a in adapters for v in self._registry.versions(tenant, a.name))
+        return Holdings(adapters, {version.digest: version.bytes for version in versions})
+
+    def _quotas(self, tenant: TenantContext) -> Quotas:
+        return self._tenants.policy.of(tenant).quotas
 
     # ---- keeping in step
 

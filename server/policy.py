@@ -37,6 +37,7 @@ class Quotas:
     adapters: names   adapter_bytes: of all stored versions' weights
     delta_bytes: on the device, of dense and sparse deltas and of whole parameters in the versions
         that the names point to
+    pinned_bytes: on the device, of pinned adapters
     kv_pages: of the KV cache, which no other tenant uses
     """
 
@@ -47,6 +48,7 @@ class Quotas:
     adapters: int | None = None
     adapter_bytes: int | None = None
     delta_bytes: int | None = None
+    pinned_bytes: int | None = None
     kv_pages: int | None = None
 
 

@@ -43,7 +43,7 @@ class Services:
         names = base_names(settings)
         metrics = Metrics(names[0], lambda: engine.stats, lambda: _slots(engine))
         admission = Admission(settings.max_num_seqs + settings.max_queue, tenants)
-        library = Library(engine, registry, metrics, names, settings.retention)
+        library = Library(engine, registry, metrics, tenants, names, settings.retention)
         for tenant in tenants.contexts:
             library.announce(tenant)
         return cls(

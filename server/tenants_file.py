@@ -93,6 +93,7 @@ class _Quotas(_Table):
     adapters: Any0 = None
     adapter_bytes: Size = None
     delta_bytes: Size = None
+    pinned_bytes: Size = None
     kv_pages: Some = None
 
 

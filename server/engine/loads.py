@@ -116,6 +116,7 @@ def _report(load: _Load, card: Card) -> LoadReport:
         trained=card.trained,
         share=card.share,
         bytes=card.bytes,
+        delta_bytes=card.delta_bytes,
         load_seconds=time.monotonic() - load.started,
         canary_difference=load.difference,
         checks=(*card.checks, "canary: finite logits that differ from the base's"),

@@ -121,7 +121,7 @@ class Prefetch(Message, frozen=True):
 
 
 class Reserve(Message, frozen=True):
-    """Gives each of these tenants its `kv_pages` for itself, until the next Reserve; not answered."""
+    """Gives each of these tenants its `kv_pages` for itself until the next one; not answered."""
 
     tenants: tuple[TenantContext, ...]
 
@@ -189,6 +189,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
 
     rank: the largest after lowering   share: trained values over the base's   bytes: on the device
     exclusive: those of the targets to which it does more than add, so that no other version can
+    delta_bytes: those of dense and sparse deltas and of whole parameters
     virtual_tokens: positions that stand before a prompt and count against the context
     canary_difference: largest absolute difference from the base's logits on a fixed prompt
     delta_norms: norms of the updates over those of the weights that they change, by layer
@@ -208,6 +209,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     checks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     exclusive: tuple[str, ...] = ()
+    delta_bytes: int = 0
     virtual_tokens: int = 0
     delta_norms: dict[str, float] = {}
 

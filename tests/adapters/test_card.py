@@ -33,7 +33,7 @@ def test_a_lora(tmp_path: Path) -> None:
     assert (result.modules, result.tensors, result.rank) == (3, 7, 3)
     assert result.alpha == 6.0
     assert result.trained == trained
-    assert result.bytes == 2 * trained
+    assert (result.bytes, result.delta_bytes) == (2 * trained, 0)
     assert result.share == trained / MODEL.num_parameters()
     assert result.checks
     assert result.warnings == ()
@@ -82,5 +82,7 @@ def test_a_rank_beyond_the_matrix(tmp_path: Path) -> None:
     ("method", "words", "size"), [("hira", "dense delta", 49152), ("shira", "sparse delta", 15128)]
 )
 def test_a_delta_says_what_it_costs(method: str, words: str, size: int, tmp_path: Path) -> None:
-    (warning,) = card(save_method(tmp_path, "llama", method)).warnings
+    result = card(save_method(tmp_path, "llama", method))
+    (warning,) = result.warnings
+    assert result.delta_bytes == size
     assert warning == f"{words}: a matrix for each of 6 modules, {size} bytes on the device"

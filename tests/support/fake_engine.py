@@ -35,7 +35,7 @@ class FakeEngine:
     losses: of each prompt token, by adapter, "" being the base   pace: awaited before each event
     failure: raised by every call   break_after: events of a
     request after which `EngineUnavailable` is raised, or an event with the code `error` comes
-    virtual_tokens: of each adapter that is loaded
+    virtual_tokens, delta_bytes: of each adapter that is loaded
     """
 
     reply: Sequence[int] = ()
@@ -49,6 +49,7 @@ class FakeEngine:
     tokens_per_event: int = 1
     max_model_len: int = 256
     virtual_tokens: int = 0
+    delta_bytes: int = 0
     ready: bool = True
     stats: Stats | None = None
     requests: list[Generate] = field(default_factory=list)
@@ -121,6 +122,7 @@ class FakeEngine:
             canary_difference=0.5,
             checks=("files",),
             virtual_tokens=self.virtual_tokens,
+            delta_bytes=self.delta_bytes,
         )
 
     async def unload(self, digest: str) -> None:
