@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -10,14 +10,13 @@ import torch
 
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import Checkpoint
-from weft.adapters.delta import Deltas, WeightNorm, missing_warnings
-from weft.adapters.header import Header
+from weft.adapters.delta import Deltas, LoadedWeights, Weights, missing_warnings
 from weft.adapters.methods.base_copies import module_of
 from weft.adapters.methods.names import normal_name
 from weft.adapters.operations import (
+    Bottleneck,
     Dense,
     LowRank,
-    Operation,
     Override,
     RowOverride,
     Sparse,
@@ -41,16 +40,16 @@ class Card:
     """A version's description; everything in it comes from its files and the base.
 
     targets: last parts of the adapted modules' names   modules: how many there are
-    tensors: in the file   trained: values in the file, copies of the base's weights not counted
-    rank: the largest as computed, after lowering; 0 where nothing is of low rank
+    tensors: in the files   trained: values in the files, copies of the base's weights not counted
+    rank: the largest as computed, after lowering, or the width of bottlenecks; 0 without either
     alpha: as configured, None where the method has none
     share: trained values as a fraction of the base's   bytes: on the device
-    delta_bytes: those of them that are dense or sparse deltas or whole parameters
     warnings: what is no reason to refuse, but may surprise
     exclusive: those of the targets to which it does more than add
     virtual_tokens: positions that stand before a prompt and count against the context
+    tokens_only: it changes nothing but the embeddings of single tokens
     delta_norms: norms of the updates over those of the weights that they change, by layer; empty
-        where the weights are not at hand
+        where it changes no weights, or they are not at hand
     """
 
     method: str
@@ -62,11 +61,11 @@ class Card:
     alpha: float | None
     share: float
     bytes: int
-    delta_bytes: int
     checks: tuple[str, ...]
     warnings: tuple[str, ...]
     exclusive: tuple[str, ...]
     virtual_tokens: int
+    tokens_only: bool
     delta_norms: Mapping[str, float]
 
 
@@ -76,36 +75,37 @@ def describe(
     base: BaseModules,
     *,
     dtype: torch.dtype,
-    base_name: str,
-    weight_norm: WeightNorm = lambda _: None,
+    base_names: Sequence[str],
+    weights: Weights | None = None,
 ) -> Card:
     """The card of a version that `lower` accepted.
 
-    dtype: of the arena on the device   base_name: what the served base is called
+    dtype: of the arena on the device   base_names: what the served base is called, its own name
+    first   weights: the base's, if they are at hand
     """
-    deltas = Deltas.of(plan, weight_norm)
-    trained = _trained(checkpoint.header, plan, base)
+    deltas = Deltas.of(plan, base, weights or LoadedWeights(base))
+    trained = _trained(checkpoint, plan, base)
     alpha = checkpoint.config.get("lora_alpha")
     return Card(
         method=plan.method,
         targets=_last_parts(plan.ops),
         modules=len(plan.ops),
-        tensors=len(checkpoint.header.tensors),
+        tensors=_tensors(checkpoint),
         trained=trained,
-        rank=max((op.rank for op in plan.of_kind(LowRank).values()), default=0),
+        rank=_rank(plan),
         alpha=float(alpha) if isinstance(alpha, int | float) else None,
         share=trained / max(1, base.parameters),
         bytes=plan.nbytes(dtype),
-        delta_bytes=_stored_bytes(plan, dtype, Dense, Sparse, Override),
         checks=CHECKS,
         warnings=(
-            *_warnings(checkpoint.config, plan, base, base_name),
+            *_warnings(checkpoint.config, plan, base, base_names),
             *_delta_warnings(plan, dtype),
             *deltas.warnings(),
             *_missing(checkpoint.config, plan, base),
         ),
         exclusive=_last_parts(plan.exclusive),
         virtual_tokens=plan.traits.lead,
+        tokens_only=set(plan.ops) == {base.embedding} and bool(plan.of_kind(RowOverride)),
         delta_norms=deltas.by_layer(),
     )
 
@@ -114,12 +114,26 @@ def _last_parts(modules: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({name.rpartition(".")[2] for name in modules}))
 
 
-def _trained(header: Header, plan: AdapterPlan, base: BaseModules) -> int:
-    """Values in the file; of a whole embedding or head, those that replace the base's."""
+def _tensors(checkpoint: Checkpoint) -> int:
+    head = 0 if checkpoint.head is None else len(checkpoint.head.header.tensors)
+    return len(checkpoint.header.tensors) + head
+
+
+def _rank(plan: AdapterPlan) -> int:
+    updates = [op.rank for op in plan.of_kind(LowRank).values()]
+    networks = [len(op.down) for op in plan.of_kind(Bottleneck).values()]
+    return max([*updates, *networks], default=0)
+
+
+def _trained(checkpoint: Checkpoint, plan: AdapterPlan, base: BaseModules) -> int:
+    """Values in the files; of a whole embedding or head, those that replace the base's."""
+    specs = checkpoint.header.tensors.values()
+    copies = [(spec, module_of(normal_name(spec.name), base)) for spec in specs]
+    if checkpoint.head is not None:
+        copies += [(spec, base.head) for spec in checkpoint.head.header.tensors.values()]
     whole, rows = plan.of_kind(Override), plan.of_kind(RowOverride)
     count = 0
-    for spec in header.tensors.values():
-        module = module_of(normal_name(spec.name), base)
+    for spec, module in copies:
         if module is None or module in whole:
             count += math.prod(spec.shape)
         elif module in rows:
@@ -128,18 +142,15 @@ def _trained(header: Header, plan: AdapterPlan, base: BaseModules) -> int:
 
 
 def _warnings(
-    config: Mapping[str, Json], plan: AdapterPlan, base: BaseModules, base_name: str
+    config: Mapping[str, Json], plan: AdapterPlan, base: BaseModules, base_names: Sequence[str]
 ) -> list[str]:
     warnings: list[str] = []
     trained_on = config.get("base_model_name_or_path")
     if isinstance(trained_on, str) and trained_on:
-        warnings += _base_warnings(_last(trained_on), _last(base_name), base.quantization)
+        served_on = [_last(name) for name in base_names]
+        warnings += _base_warnings(_last(trained_on), served_on, base.quantization)
     pairs = plan.of_kind(LowRank)
-    excessive = [
-        name
-        for name, op in pairs.items()
-        if op.rank > min(base[name].in_features, base[name].out_features)
-    ]
+    excessive = [name for name, op in pairs.items() if op.rank > min(base.sides(name))]
     if excessive:
         warnings.append(
             f"rank {pairs[excessive[0]].rank} is larger than a side of {excessive[0]}: "
@@ -153,10 +164,15 @@ def _warnings(
     return warnings
 
 
-def _base_warnings(trained_on: str, served_on: str, quantization: str | None) -> Iterator[str]:
+def _base_warnings(
+    trained_on: str, served_on: Sequence[str], quantization: str | None
+) -> Iterator[str]:
     plain, four_bit = _FOUR_BIT.subn("", trained_on)
-    if plain != _FOUR_BIT.sub("", served_on):
-        yield f"trained on {trained_on}, served on {served_on}; names and shapes agree"
+    if plain not in [_FOUR_BIT.sub("", name) for name in served_on]:
+        yield (
+            f"trained on {trained_on}, served on {served_on[0]}: another base by its name, though "
+            "all modules and shapes fit"
+        )
     if four_bit and quantization not in ("nf4", "fp4"):
         yield (
             f"trained on {trained_on}, a 4-bit base, but served on one that is "
@@ -168,14 +184,10 @@ def _delta_warnings(plan: AdapterPlan, dtype: torch.dtype) -> Iterator[str]:
     """What takes memory and time like a layer of the base."""
     for kind, words in ((Dense, "dense delta"), (Sparse, "sparse delta")):
         ops = plan.of_kind(kind)
+        stored = [(op, tensor) for op in ops.values() for tensor in op.tensors]
         if ops:
-            size = _stored_bytes(plan, dtype, kind)
+            size = sum(t.numel() * op.stored_dtype(t, dtype).itemsize for op, t in stored)
             yield f"{words}: a matrix for each of {len(ops)} modules, {size} bytes on the device"
-
-
-def _stored_bytes(plan: AdapterPlan, dtype: torch.dtype, *kinds: type[Operation]) -> int:
-    stored = [(op, t) for _, op in plan if isinstance(op, kinds) for t in op.tensors]
-    return sum(t.numel() * op.stored_dtype(t, dtype).itemsize for op, t in stored)
 
 
 def _missing(config: Mapping[str, Json], plan: AdapterPlan, base: BaseModules) -> Iterator[str]:

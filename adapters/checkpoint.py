@@ -58,6 +58,17 @@ class Checkpoint:
     nbytes: int
     head: HeadFile | None = None
 
+    @property
+    def from_adapterhub(self) -> bool:
+        """Whether it is in AdapterHub's format, not in peft's."""
+        return _is_adapterhub(self.config)
+
+    @property
+    def lead(self) -> int:
+        """Positions that it puts before a prompt, as its configuration says."""
+        count = self.config.get("num_virtual_tokens")
+        return count if type(count) is int else 0
+
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads an adapter's folder, or its only sub-folder that is one, as peft saves named adapters.

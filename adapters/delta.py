@@ -2,9 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
 import torch
@@ -13,19 +12,27 @@ from torch import Tensor
 from weft.adapters.base import BaseModules
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.operations import (
+    AttendedPrompt,
+    AttentionPrefix,
+    Bottleneck,
     Dense,
+    InputRotation,
     InputScale,
     Kronecker,
     LowRank,
     Operation,
     OutputScale,
+    OutputShift,
+    Override,
+    PairRotation,
+    RowOverride,
     Sparse,
+    VirtualTokens,
 )
 from weft.adapters.plan import AdapterPlan
 
-WeightNorm = Callable[[str], float | None]
-"""Gives the Frobenius norm of a module's weight; None where the weight cannot be read here."""
-
+_BESIDE_WEIGHTS = (AttendedPrompt, AttentionPrefix, Bottleneck, VirtualTokens)
+"""What computes something of its own: there is no weight that it could be compared with."""
 _BLOCKS = 8
 _BLOCK_ROWS = 64
 _LAYER = re.compile(r"(.*?\.(\d+))(?:\.|$)")
@@ -39,6 +46,16 @@ class Rows(Protocol):
         """Some rows."""
 
 
+class Weights(Protocol):
+    """What can be read here of the base's weights."""
+
+    def norm(self, module: str) -> float | None:
+        """The Frobenius norm of a module's weight as it is put to use, or None."""
+
+    def parameter(self, module: str, name: str) -> Tensor | None:
+        """A parameter's values, or None."""
+
+
 @dataclass(frozen=True)
 class Deltas:
     """Norms of the updates and of the weights that they change, by module."""
@@ -47,16 +64,20 @@ class Deltas:
     weights: Mapping[str, float]
 
     @classmethod
-    def of(cls, plan: AdapterPlan, weight_norm: WeightNorm) -> "Deltas":
+    def of(cls, plan: AdapterPlan, base: BaseModules, weights: Weights) -> "Deltas":
         """Those of the modules whose updates and weights can both be told."""
         updates: dict[str, float] = {}
-        weights: dict[str, float] = {}
+        norms: dict[str, float] = {}
         for module, ops in plan.ops.items():
-            weight = weight_norm(module)
-            update = None if not weight else _update_norm(ops, weight)
-            if weight and update is not None:
-                updates[module], weights[module] = update, weight
-        return cls(updates, weights)
+            scale = base[module].scale if module in base else 1.0
+            changes = [op for op in ops if not isinstance(op, _BESIDE_WEIGHTS)]
+            norm = weights.norm(module) if changes else None
+            if not norm:
+                continue
+            update = _Change(module, norm * scale, scale, weights).norm(changes)
+            if update is not None:
+                updates[module], norms[module] = update, norm * scale
+        return cls(updates, norms)
 
     def by_layer(self) -> dict[str, float]:
         """The updates' norm over the weights' for each layer, and each module outside of one."""
@@ -79,18 +100,34 @@ class Deltas:
             )
 
 
-def weight_norms(base: BaseModules) -> WeightNorm:
-    """The norms of a loaded base, each computed once."""
+class LoadedWeights:
+    """Those of a loaded base; each norm is computed once."""
 
-    @cache
-    def norm(module: str) -> float | None:
+    def __init__(self, base: BaseModules) -> None:
+        self._base = base
+        self._norms: dict[str, float | None] = {}
+
+    def norm(self, module: str) -> float | None:
+        """See Weights."""
+        if module not in self._norms:
+            weight = self.parameter(*self._base.weight_of(module))
+            self._norms[module] = None if weight is None else norm_of(weight)
+        return self._norms[module]
+
+    def parameter(self, module: str, name: str) -> Tensor | None:
+        """See Weights."""
         try:
-            weight = base.parameter(module, "weight")
+            return self._base.parameter(module, name)
         except AdapterInvalid:
             return None
-        return estimated_norm(weight, len(weight)) if weight.dim() == 2 else None
 
-    return norm
+
+def norm_of(weight: Tensor) -> float | None:
+    """The norm of a vector, or of a matrix or several, estimated; None without dimensions."""
+    if weight.dim() < 2:
+        return _frobenius(weight) if weight.dim() else None
+    rows = weight.flatten(0, -2)
+    return estimated_norm(rows, len(rows))
 
 
 def estimated_norm(matrix: Rows, rows: int) -> float:
@@ -109,7 +146,7 @@ def missing_warnings(plan: AdapterPlan, base: BaseModules) -> Iterator[str]:
     for kind in sorted({name.rpartition(".")[2] for name in plan.ops}):
         layers = {
             name: layer
-            for name in base
+            for name in (*base, *base.experts)
             if name.rpartition(".")[2] == kind and (layer := _layer(name)[1]) is not None
         }
         missing = [name for name in layers if name not in plan.ops]
@@ -128,29 +165,71 @@ def _spread(rows: int) -> list[slice]:
     return [slice(start, start + _BLOCK_ROWS) for start in starts]
 
 
-def _update_norm(ops: Sequence[Operation], weight: float) -> float | None:
-    """Of all updates of a module, taken as independent of each other; None if one has no norm."""
-    norms = [_norm(op, weight) for op in ops]
-    known = [norm for norm in norms if norm is not None]
-    return math.hypot(*known) if len(known) == len(norms) else None
+@dataclass(frozen=True)
+class _Change:
+    """What operations add to one module's weight.
+
+    weight: norm of the weight, times `scale`, by which the module multiplies what it puts out
+    """
+
+    module: str
+    weight: float
+    scale: float
+    weights: Weights
+
+    def norm(self, ops: Sequence[Operation]) -> float | None:
+        """Of all operations, taken as independent of each other; None if one has no norm."""
+        norms = [self._norm(op) for op in ops]
+        known = [norm for norm in norms if norm is not None]
+        return math.hypot(*known) if len(known) == len(norms) else None
+
+    def _norm(self, op: Operation) -> float | None:
+        match op:
+            case LowRank():
+                a, b = op.a.double(), op.b.double()
+                # The squared norm of aᵀ b, by matrices of rank × rank.
+                return math.sqrt(max(float(((a @ a.mT) * (b @ b.mT)).sum()), 0.0))
+            case Dense():
+                return _frobenius(op.matrix)
+            case Sparse():
+                return _frobenius(op.values)
+            case Kronecker():
+                return _frobenius(op.outer) * _frobenius(op.inner)
+            case OutputShift():  # a column of the weight, for an input that is always 1
+                return _frobenius(op.offsets)
+            case Override():
+                return self._replaced(op)
+            case RowOverride():
+                own = self.weights.parameter(self.module, "weight")
+                return None if own is None else _frobenius(op.rows - self._rows(own, op.ids))
+        turned = _relative(op)
+        return None if turned is None else self.weight * turned
+
+    def _rows(self, weight: Tensor, ids: Tensor) -> Tensor:
+        return weight[ids.to(weight.device)].cpu().float() * self.scale
+
+    def _replaced(self, op: Override) -> float | None:
+        """Of the differences between the parameters of both sides."""
+        squares = 0.0
+        for name, value in op.parameters.items():
+            own = self.weights.parameter(self.module, name)
+            if own is None:
+                return None
+            squares += _frobenius(value.float() - own.cpu().float()) ** 2
+        return self.scale * math.sqrt(squares)
 
 
-def _norm(op: Operation, weight: float) -> float | None:
-    """The Frobenius norm of what an operation adds to a weight of this norm."""
+def _relative(op: Operation) -> float | None:
+    """Of what multiplies a weight, as if all rows, or columns, of the weight were of one size."""
     match op:
-        case LowRank():
-            a, b = op.a.double(), op.b.double()
-            # The squared norm of aᵀ b, by matrices of rank × rank.
-            return math.sqrt(max(float(((a @ a.T) * (b @ b.T)).sum()), 0.0))
-        case Dense():
-            return _frobenius(op.matrix)
-        case Sparse():
-            return _frobenius(op.values)
-        case Kronecker():
-            return _frobenius(op.outer) * _frobenius(op.inner)
         case OutputScale() | InputScale():
-            # As if all rows, or columns, of the weight were of one size.
-            return weight * _frobenius(op.factors - 1) / math.sqrt(op.factors.numel())
+            return _frobenius(op.factors - 1) / math.sqrt(op.factors.numel())
+        case InputRotation():
+            blocks, size, _ = op.blocks.shape
+            return _frobenius(op.blocks - torch.eye(size)) / math.sqrt(blocks * size)
+        case PairRotation():
+            change = math.hypot(_frobenius(op.direct - 1), _frobenius(op.crossed))
+            return change / math.sqrt(op.direct.numel())
     return None
 
 

@@ -1,37 +1,33 @@
-"""The same prompts through stock peft and through the engine, in float32, token for token.
+"""The same prompts through a yardstick and through the engine, in float32, token for token.
 
-peft runs one prompt at a time, by whole forwards without a cache: nothing of ours is in its way.
+The yardstick is stock peft, or for AdapterHub's adapters a plain computation of their formulas. It
+runs one prompt at a time, by whole forwards without a cache: nothing of the engine is in its way.
 """
 
+import contextlib
 import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from weft.adapters.blend import alone
-from weft.adapters.checkpoint import read_checkpoint
-from weft.adapters.errors import AdapterInvalid
+from weft.adapters.checkpoint import Checkpoint, read_checkpoint
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
-from weft.server.engine import hardware, weights
+from weft.server import adapterhub
+from weft.server.engine import drive, hardware, weights
 from weft.server.engine.batch import StepBatch
+from weft.server.engine.canary import CANARY_TOKENS
 from weft.server.engine.engine import Engine
-from weft.server.engine.loads import CANARY_TOKENS
-from weft.server.engine.messages import (
-    EngineConfig,
-    Failed,
-    Generate,
-    Load,
-    Loaded,
-    Sampling,
-    Tokens,
-)
+from weft.server.engine.messages import EngineConfig, Generate, Sampling
 from weft.server.engine.model import ModelHost
 from weft.server.engine.step_plan import StepPlan
 
@@ -68,9 +64,19 @@ def verify_adapter(
 
     Raises AdapterInvalid or ModelUnsupported where weft would refuse, PeftFailed where peft fails.
     """
-    expected = _run_peft(adapter, base, prompts, max_tokens, device)
     actual = _run_weft(adapter, base, prompts, max_tokens, device)
+    expected = _run_yardstick(adapter, base, prompts, max_tokens, device)
     return [compare(theirs, ours) for theirs, ours in zip(expected, actual, strict=True)]
+
+
+def yardstick(adapter: Path) -> str:
+    """What an adapter's answers are compared with, in words; raises AdapterInvalid."""
+    if not read_checkpoint(adapter).from_adapterhub:
+        return f"peft {version('peft')}"
+    return (
+        "a plain PyTorch computation of AdapterHub's formulas, one prompt at a time (peft does not "
+        "read this format; weft's tests hold that computation against AdapterHub's own library)"
+    )
 
 
 def compare(expected: Tensor, actual: Tensor) -> Compared:
@@ -82,7 +88,7 @@ def compare(expected: Tensor, actual: Tensor) -> Compared:
 
 
 @torch.inference_mode()
-def _run_peft(
+def _run_yardstick(
     adapter: Path, base: Path, prompts: Sequence[Prompt], max_tokens: int, device: str
 ) -> list[Tensor]:
     """Logits `[max_tokens, vocabulary]` for each prompt's greedy continuation, one at a time."""
@@ -94,21 +100,31 @@ def _run_peft(
         progress=lambda stage, done, total: None,
     )
     checkpoint = read_checkpoint(adapter)
-    folder = str(checkpoint.weights.parent)
+    if checkpoint.from_adapterhub:
+        adapterhub.attach(model, checkpoint)
+        return [_continue(model, prompt, max_tokens, {}) for prompt in prompts]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            adapted = PeftModel.from_pretrained(model, folder).eval()
-        except Exception as error:
-            raise PeftFailed(str(error).splitlines()[0]) from error
-        more = {}
-        if checkpoint.config.get("peft_type") in _MULTITASK:
-            task = checkpoint.config.get("task_id") or 0
-            more["task_ids"] = torch.tensor([task], device=model.device)
-        return [_continue(adapted, prompt, max_tokens, more) for prompt in prompts]
+        return _run_peft(model, checkpoint, prompts, max_tokens)
 
 
-def _continue(model: PeftModel, prompt: Prompt, max_tokens: int, more: dict[str, Tensor]) -> Tensor:
+def _run_peft(
+    model: PreTrainedModel, checkpoint: Checkpoint, prompts: Sequence[Prompt], max_tokens: int
+) -> list[Tensor]:
+    try:
+        adapted = PeftModel.from_pretrained(model, str(checkpoint.weights.parent)).eval()
+    except Exception as error:
+        raise PeftFailed(str(error).splitlines()[0]) from error
+    more = {}
+    if checkpoint.config.get("peft_type") in _MULTITASK:
+        task = checkpoint.config.get("task_id") or 0
+        more["task_ids"] = torch.tensor([task], device=model.device)
+    return [_continue(adapted, prompt, max_tokens, more) for prompt in prompts]
+
+
+def _continue(
+    model: PeftModel | PreTrainedModel, prompt: Prompt, max_tokens: int, more: dict[str, Tensor]
+) -> Tensor:
     tokens = torch.tensor(prompt, device=model.device)[None]
     rows: list[Tensor] = []
     for _ in range(max_tokens):
@@ -123,7 +139,6 @@ def _run_weft(
     """The same from the engine, all prompts in one batch, each beside itself on the base alone."""
     with tempfile.TemporaryDirectory(prefix="weft-verify-") as store:
         digest = Store(Path(store)).put(adapter)
-        lead = read_checkpoint(adapter).config.get("num_virtual_tokens")
         longest = max(max(map(len, prompts)) + max_tokens, CANARY_TOKENS + 1)
         config = EngineConfig(
             model=str(base),
@@ -131,14 +146,14 @@ def _run_weft(
             device=device,
             dtype="float32",
             max_num_seqs=2 * len(prompts),
-            max_model_len=longest + (lead if type(lead) is int else 0),
+            max_model_len=longest + read_checkpoint(adapter).lead,
         )
         host = _RecordingHost.of(ModelHost.load(config, lambda stage, done, total: None))
-        engine = Engine(host, config)
-        _run(engine, [Load("load", digest)])
         adapted = [_request(f"adapted-{i}", p, max_tokens, digest) for i, p in enumerate(prompts)]
         plain = [_request(f"plain-{i}", p, max_tokens) for i, p in enumerate(prompts)]
-        _run(engine, [*adapted, *plain])
+        with contextlib.closing(Engine(host, config)) as engine:
+            drive.load(engine, digest)
+            drive.drive(engine, [*adapted, *plain])
     return [torch.stack(host.logits[request.id]) for request in adapted]
 
 
@@ -176,22 +191,3 @@ def _request(name: str, prompt: Prompt, max_tokens: int, adapter: str | None = N
         blend=alone(adapter),
         sampling=Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
     )
-
-
-def _run(engine: Engine, commands: Sequence[Load | Generate]) -> None:
-    """Steps the engine until every command has its last event; raises what a command raised."""
-    waiting = {command.id for command in commands}
-    for command in commands:
-        engine.handle(command)
-    while waiting:
-        engine.step()
-        for event in engine.take_events():
-            match event:
-                case Failed():
-                    raise AdapterInvalid(event.where, event.reason)
-                case Tokens(finish="error"):
-                    raise AdapterInvalid("adapter", f"ended with {event.error}")
-                case Loaded(id=done):
-                    waiting.discard(done)
-                case Tokens(finish=str(), id=done):
-                    waiting.discard(done)

@@ -1,6 +1,7 @@
 """Whether a tokenizer saved beside an adapter is the base's. Knows tokenizer files only."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ _LARGEST_BYTES = 256 << 20
 _NAMED = 3
 
 
-def vocabulary_warning(adapter: Path, base: Path) -> str | None:
-    """What is different, in words; None where nothing is, or where there is nothing to compare."""
-    own, served = _vocabulary(adapter / TOKENIZER_FILE), _vocabulary(base / TOKENIZER_FILE)
+def vocabulary_warning(adapter: Path, served: Mapping[str, int] | None) -> str | None:
+    """What is different, in words; None where nothing is, or where there is nothing to compare.
+
+    served: the base's tokens and their ids   adapter: a folder
+    """
+    own = None if served is None else vocabulary_of(adapter)
     if own is None or served is None:
         return None
     unknown = sorted(token for token in own if token not in served)
@@ -29,8 +33,9 @@ def vocabulary_warning(adapter: Path, base: Path) -> str | None:
     )
 
 
-def _vocabulary(path: Path) -> dict[str, int] | None:
-    """Ids by token; None where the file is missing or not one of the tokenizers library."""
+def vocabulary_of(folder: Path) -> dict[str, int] | None:
+    """Ids by token; None where there is no file of the tokenizers library."""
+    path = folder / TOKENIZER_FILE
     try:
         if path.stat().st_size > _LARGEST_BYTES:
             return None

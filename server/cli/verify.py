@@ -1,4 +1,4 @@
-"""`weft verify`: the adapter through peft and through weft, on this machine, side by side."""
+"""`weft verify`: an adapter through a yardstick and through weft, on this machine, side by side."""
 
 import logging
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +29,10 @@ def verify(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each.")] = 16,
     device: Annotated[str, typer.Option(help="Where to run: auto, cuda or cpu.")] = "auto",
 ) -> None:
-    """Compares weft with peft in float32; exit code 1 if a single token differs."""
+    """Compares weft with peft in float32; exit code 1 if a single token differs.
+
+    AdapterHub's adapters are compared with a plain computation of their formulas.
+    """
     folder = base_folder(base)
     from weft.server.detokenizer import TokenizerUnusable
     from weft.server.engine.checks import ModelUnsupported
@@ -37,12 +40,13 @@ def verify(
 
     # peft imports bitsandbytes, which recommends a package that nothing here needs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from weft.server.verification import PeftFailed, verify_adapter
+    from weft.server.verification import PeftFailed, verify_adapter, yardstick
 
     prompts = tuple(prompt or PROMPTS)
     try:
         tokens = [tuple(ids) for ids in map(Text.load(str(folder)).encode, prompts)]
-        with err.status(f"{adapter.name}: computing with peft, then with weft"):
+        beside = yardstick(adapter)
+        with err.status(f"{adapter.name}: computing with weft, then with {beside.split(' (')[0]}"):
             answers = verify_adapter(adapter, folder, tokens, max_tokens, device)
     except AdapterInvalid as refusal:
         raise Refusal(f"{adapter}: refused: {refusal}") from None
@@ -50,6 +54,7 @@ def verify(
         raise Refusal(f"{adapter}: peft: {failure}") from None
     except (ModelUnsupported, TokenizerUnusable) as refusal:
         raise Refusal(f"--base: {refusal}", 2) from None
+    out.print(f"compared with {beside}")
     heading = ("prompt", "equal tokens", "largest logit difference")
     print_rows([heading, *map(_row, prompts, answers)])
     differing = sum(answer.actual != answer.expected for answer in answers)

@@ -17,6 +17,10 @@ class ModelUnsupported(Exception):
     """The base model cannot be served as configured; the message says why and what to change."""
 
 
+class ModelTooLarge(ModelUnsupported):
+    """The machine has not the memory for the base model's weights."""
+
+
 def check_config(config: PreTrainedConfig, max_model_len: int | None = None) -> None:
     """Refuses a model whose architecture cannot run on a paged cache with mixed batches.
 

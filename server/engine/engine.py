@@ -19,6 +19,7 @@ from weft.adapters.presence import Presence
 from weft.adapters.residency import Residency
 from weft.adapters.store import Store
 from weft.server.engine.batch import StepBatch
+from weft.server.engine.canary import canary_of
 from weft.server.engine.loads import Loads
 from weft.server.engine.messages import (
     Abort,
@@ -65,7 +66,10 @@ class Engine:
         facts = model.facts
         self.info = _info(facts)
         self.versions = Versions(
-            Store(Path(config.store)), model.base, Path(config.model).name, model.arena.values.dtype
+            Store(Path(config.store)),
+            model.base,
+            config.base_names or (Path(config.model).name,),
+            model.arena.values.dtype,
         )
         self._loader = _loader(model, self.versions, config)
         self.residency = Residency(
@@ -78,7 +82,7 @@ class Engine:
         self._seed = config.seed
         self._clock = clock
         self._outbox = Outbox()
-        self._loads = Loads(facts.vocab_size)
+        self._loads = Loads(canary_of(Path(config.model), facts.vocab_size))
         self._steps = 0
         self._stats_due = self._check_due = 0.0
         self._broken: tuple[str, ...] = ()

@@ -13,15 +13,18 @@ from weft.adapters.blend import alone
 from weft.adapters.card import Card
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.tenancy import TenantContext
+from weft.server.engine.canary import Canary
 from weft.server.engine.messages import Failed, Generate, Load, Loaded, LoadReport, Sampling
 from weft.server.engine.residency import error_code
 from weft.server.engine.sequence import Sequence
 
 CANARY_TENANT = TenantContext("_canary")
-CANARY_TOKENS = 8
 _BASE = "canary-base"
 _WEIGHTS = "adapter_model.safetensors"
 _LEAD = "adapter_config.json: num_virtual_tokens"
+_NO_EFFECT = "its logits equal the base model's: it has no effect"
+_DIFFERS = "finite logits that differ from the base's"
+_ABSENT = "the base's logits, as none of its tokens are in it"
 _TOO_LONG = "leaves no room for a prompt in the context or the KV cache of this server"
 
 
@@ -30,6 +33,7 @@ class _Load:
     command: Load
     started: float
     difference: float | None = None
+    shift: float = 0.0
     refusal: AdapterInvalid | None = None
 
 
@@ -39,9 +43,8 @@ class Loads:
     Use: `start` gives the request to schedule, `observe` takes its logits, `finish` its end.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        stride = max(1, vocab_size // CANARY_TOKENS)
-        self._prompt = tuple(index * stride for index in range(CANARY_TOKENS))
+    def __init__(self, canary: Canary) -> None:
+        self._text = canary
         self._base: Tensor | None = None
         self._loads: dict[str, _Load] = {}
 
@@ -69,10 +72,7 @@ class Loads:
             return
         assert self._base is not None
         load.difference = (logits - self._base).abs().max().item()
-        if load.difference == 0.0:
-            load.refusal = AdapterInvalid(
-                _WEIGHTS, "its logits equal the base model's: it has no effect"
-            )
+        load.shift = (logits.softmax(-1) - self._base.softmax(-1)).abs().sum().item() / 2
 
     def finish(self, seq: Sequence, card: Card | None, error: Exception | None) -> Loaded | Failed:
         """The answer to the load whose canary ended; `error` is why the version did not come."""
@@ -85,13 +85,15 @@ class Loads:
             if code == "context_length_exceeded":
                 return _failed(load.command.id, AdapterInvalid(_LEAD, _TOO_LONG))
             return Failed(load.command.id, code, "adapter", "the canary did not run")
-        return Loaded(load.command.id, _report(load, card))
+        if load.difference == 0.0 and not card.tokens_only:
+            return _failed(load.command.id, AdapterInvalid(_WEIGHTS, _NO_EFFECT))
+        return Loaded(load.command.id, _report(load, card, self._text.text))
 
     def _canary(self, request_id: str, adapter: str | None) -> Generate:
         return Generate(
             id=request_id,
             tenant=CANARY_TENANT,
-            prompt=self._prompt,
+            prompt=self._text.tokens,
             blend=alone(adapter),
             sampling=Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
             invoked=True,
@@ -104,8 +106,9 @@ def _failed(call_id: str, error: Exception) -> Failed:
     return Failed(call_id, error_code(error), "adapter", "its stored files cannot be read")
 
 
-def _report(load: _Load, card: Card) -> LoadReport:
+def _report(load: _Load, card: Card, text: str) -> LoadReport:
     assert load.difference is not None
+    found = _DIFFERS if load.difference else _ABSENT
     return LoadReport(
         digest=load.command.digest,
         method=card.method,
@@ -113,13 +116,15 @@ def _report(load: _Load, card: Card) -> LoadReport:
         tensors=card.tensors,
         modules=card.modules,
         targets=card.targets,
+        alpha=card.alpha,
         trained=card.trained,
         share=card.share,
         bytes=card.bytes,
-        delta_bytes=card.delta_bytes,
         load_seconds=time.monotonic() - load.started,
+        canary_text=text,
         canary_difference=load.difference,
-        checks=(*card.checks, "canary: finite logits that differ from the base's"),
+        canary_shift=load.shift,
+        checks=(*card.checks, f"canary: {found}"),
         warnings=card.warnings,
         exclusive=card.exclusive,
         virtual_tokens=card.virtual_tokens,

@@ -16,10 +16,13 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     """The first command: all an engine needs to start.
 
     Sizes are bytes; `None` means measured or derived.
+
+    base_names: what the model is called, its own name first; without any it is its folder
     """
 
     model: str
     store: str
+    base_names: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
     quantization: str = "none"
@@ -91,6 +94,13 @@ class Abort(Message, frozen=True):
     index: int | None = None
 
 
+class Pause(Message, frozen=True):
+    """Lets a request wait, or go on, because its answer is read more slowly than it comes."""
+
+    id: str
+    paused: bool
+
+
 class Load(Message, frozen=True):
     """Validates, lowers and makes ready a stored version; answered by Loaded or Failed."""
 
@@ -130,7 +140,7 @@ class Stop(Message, frozen=True):
     """Ends the engine process."""
 
 
-Command = EngineConfig | Generate | Abort | Load | Unload | Pin | Prefetch | Reserve | Stop
+Command = EngineConfig | Generate | Abort | Pause | Load | Unload | Pin | Prefetch | Reserve | Stop
 
 # ---- engine → API process
 
@@ -187,11 +197,13 @@ class Tokens(Message, frozen=True, kw_only=True):
 class LoadReport(Message, frozen=True, kw_only=True):
     """What a load found: the adapter's card and the checks that it passed.
 
-    rank: the largest after lowering   share: trained values over the base's   bytes: on the device
+    rank: the largest after lowering   alpha: as configured, None where the method has none
+    share: trained values over the base's   bytes: on the device
     exclusive: those of the targets to which it does more than add, so that no other version can
-    delta_bytes: those of dense and sparse deltas and of whole parameters
     virtual_tokens: positions that stand before a prompt and count against the context
-    canary_difference: largest absolute difference from the base's logits on a fixed prompt
+    canary_text: what both were given; empty where the base has no tokenizer to say it with
+    canary_difference: largest absolute difference from the base's logits after it
+    canary_shift: how much of the next token's probability moves to other tokens, 0 to 1
     delta_norms: norms of the updates over those of the weights that they change, by layer
     """
 
@@ -201,15 +213,17 @@ class LoadReport(Message, frozen=True, kw_only=True):
     tensors: int
     modules: int
     targets: tuple[str, ...] = ()
+    alpha: float | None = None
     trained: int = 0
     share: float = 0.0
     bytes: int
     load_seconds: float
     canary_difference: float
+    canary_text: str = ""
+    canary_shift: float = 0.0
     checks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     exclusive: tuple[str, ...] = ()
-    delta_bytes: int = 0
     virtual_tokens: int = 0
     delta_norms: dict[str, float] = {}
 

@@ -19,7 +19,7 @@ from weft.kernels.low_rank import arena_dtype
 from weft.server.engine import hardware, probe, quantization, weights
 from weft.server.engine.attention import AttentionStep, use_paged_attention
 from weft.server.engine.batch import StepBatch
-from weft.server.engine.checks import ModelUnsupported, check_config, position_limit
+from weft.server.engine.checks import ModelTooLarge, ModelUnsupported, check_config, position_limit
 from weft.server.engine.forward import Forward
 from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_memory import KVLayout, choose_size
@@ -124,7 +124,7 @@ class _Source:
         free = hardware.free_memory(device)
         if needed > free:
             kind = dtype if quantized is None else quantized.name
-            raise ModelUnsupported(
+            raise ModelTooLarge(
                 f"the weights need {needed / GIB:.1f} GiB as {kind}, and {device} has "
                 f"{free / GIB:.1f} GiB free: choose a smaller --dtype or model, or --quantization"
             )

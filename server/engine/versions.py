@@ -3,11 +3,13 @@
 Runs on the loader's threads; knows neither requests nor the device's memory.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from weft.adapters.base import BaseModules
 from weft.adapters.card import Card, describe
-from weft.adapters.delta import weight_norms
+from weft.adapters.delta import LoadedWeights
 from weft.adapters.methods import lower
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.store import Store
@@ -17,15 +19,17 @@ from weft.adapters.tensors import read_tensors
 class Versions:
     """The versions in a store, lowered for one base.
 
-    dtype: of the arena; its bytes are what a card names
+    base_names: what the base is called   dtype: of the arena; its bytes are what a card names
     """
 
-    def __init__(self, store: Store, base: BaseModules, base_name: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, store: Store, base: BaseModules, base_names: Sequence[str], dtype: torch.dtype
+    ) -> None:
         self._store = store
         self._base = base
-        self._base_name = base_name
+        self._base_names = base_names
         self._dtype = dtype
-        self._weight_norm = weight_norms(base)
+        self._weights = LoadedWeights(base)
         self._cards: dict[str, Card] = {}
 
     def load(self, digest: str) -> AdapterPlan:
@@ -37,8 +41,8 @@ class Versions:
             plan,
             self._base,
             dtype=self._dtype,
-            base_name=self._base_name,
-            weight_norm=self._weight_norm,
+            base_names=self._base_names,
+            weights=self._weights,
         )
         return plan
 

@@ -7,6 +7,7 @@ from adapter_files import edit_config
 from peft_adapters import save_lora
 from peft_methods import save_method
 from tiny_models import tiny_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from weft.adapters.base import BaseModules
 from weft.adapters.card import Card, describe
@@ -17,11 +18,14 @@ from weft.adapters.tensors import read_tensors
 MODEL = tiny_model("llama")
 
 
-def card(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Card:
+ADAPTERHUB = Path(__file__).parents[1] / "fixtures" / "adapterhub"
+
+
+def card(folder: Path, dtype: torch.dtype = torch.bfloat16, model: PreTrainedModel = MODEL) -> Card:
     checkpoint = read_checkpoint(folder)
-    base = BaseModules.of(MODEL)
+    base = BaseModules.of(model)
     plan = lower(checkpoint, read_tensors(checkpoint), base)
-    return describe(checkpoint, plan, base, dtype=dtype, base_name="some/llama-tiny")
+    return describe(checkpoint, plan, base, dtype=dtype, base_names=("some/llama-tiny",))
 
 
 def test_a_lora(tmp_path: Path) -> None:
@@ -86,3 +90,33 @@ def test_a_delta_says_what_it_costs(method: str, words: str, size: int, tmp_path
     (warning,) = result.warnings
     assert result.delta_bytes == size
     assert warning == f"{words}: a matrix for each of 6 modules, {size} bytes on the device"
+
+
+@pytest.mark.parametrize(
+    ("case", "width", "trained", "head"),
+    [
+        ("pfeiffer", 4, 2 * (2 * 32 * 4 + 32 + 4), 0),
+        ("houlsby", 8, 2 * (2 * 32 * 8 + 32 + 8 + 1) + 2 * (2 * 32 * 2 + 32 + 2 + 1), 0),
+        ("pfeiffer-head", 2, 2 * (2 * 32 * 2 + 32 + 2), 64 * 32),
+    ],
+)
+def test_a_bottleneck_adapter(case: str, width: int, trained: int, head: int) -> None:
+    """What is trained is its networks, and the head that comes with it if it is another one."""
+    model = AutoModelForCausalLM.from_pretrained(ADAPTERHUB / "llama")
+    result = card(ADAPTERHUB / case, torch.float32, model)
+    assert result.method == "bottleneck"
+    assert result.rank == width
+    assert result.trained == trained + head
+    assert result.bytes == 4 * result.trained - 4 * 4 * (case == "houlsby")  # scales are folded in
+
+
+@pytest.mark.parametrize(
+    ("indices", "targets", "expected"),
+    [([5, 9], None, True), ([5, 9], ["lm_head"], False)],
+)
+def test_new_embeddings_of_tokens_are_told_from_all_else(
+    indices: list[int], targets: list[str] | None, expected: bool, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"token_indices": indices, "target_modules": targets}
+    folder = save_method(tmp_path, "llama", "tokens", **fields)
+    assert card(folder).tokens_only is expected

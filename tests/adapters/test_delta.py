@@ -1,27 +1,32 @@
 """How large updates are beside weights."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft_adapters import save_lora
+from peft_adapters import load_peft, save_lora
+from peft_methods import METHODS, save_method
 from tiny_models import tiny_model
 from torch import Tensor
 
 from weft.adapters.base import BaseModules
 from weft.adapters.checkpoint import read_checkpoint
-from weft.adapters.delta import Deltas, estimated_norm, missing_warnings, weight_norms
+from weft.adapters.delta import Deltas, LoadedWeights, estimated_norm, missing_warnings
 from weft.adapters.methods import lower
 from weft.adapters.operations import (
+    Bottleneck,
     Dense,
-    InputRotation,
     Kronecker,
     LowRank,
     Operation,
     OutputScale,
+    OutputShift,
+    RowOverride,
     Sparse,
+    VirtualTokens,
 )
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.tensors import read_tensors
@@ -40,7 +45,7 @@ def plan(ops: dict[str, tuple[Operation, ...]]) -> AdapterPlan:
 
 
 def ratios(ops: dict[str, tuple[Operation, ...]]) -> dict[str, float]:
-    return Deltas.of(plan(ops), weight_norms(BASE)).by_layer()
+    return Deltas.of(plan(ops), BASE, LoadedWeights(BASE)).by_layer()
 
 
 def relative(delta: Tensor, module: str) -> float:
@@ -76,26 +81,105 @@ def test_layers_are_told_apart_and_the_head_by_its_name() -> None:
     )
 
 
-def test_what_has_no_norm_is_left_out() -> None:
-    turned = InputRotation(torch.eye(64)[None] * 2)
-    assert ratios({QUERY: (turned, Dense(random(64, 64)))}) == {}
+def test_a_bias_counts_as_a_column_of_the_weight() -> None:
+    offsets = random(64)
+    assert ratios({QUERY: (OutputShift(offsets),)}) == pytest.approx(
+        {"model.layers.0": relative(offsets, QUERY)}
+    )
+
+
+def test_rows_of_a_scaled_embedding_are_measured_as_it_puts_them_out() -> None:
+    model = tiny_model("gemma2")
+    base, name = BaseModules.of(model), "model.embed_tokens"
+    weight, scale = model.get_submodule(name).weight.detach(), base[name].scale
+    assert scale != 1
+    ids, rows = torch.tensor([3, 7]), random(2, 64)
+    changed = plan({name: (RowOverride(ids, rows * scale),)})
+    expected = float((rows - weight[ids]).norm() / weight.norm())
+    assert Deltas.of(changed, base, LoadedWeights(base)).by_layer() == pytest.approx(
+        {name: expected}
+    )
+
+
+def test_what_changes_no_weight_has_no_norm() -> None:
+    network = Bottleneck(
+        random(4, 64), torch.zeros(4), random(64, 4), torch.zeros(64), "relu", "sum"
+    )
+    assert ratios({OUTPUT: (network,), "model.embed_tokens": (VirtualTokens(random(3, 64)),)}) == {}
+
+
+NOT_MERGED = {
+    "beft": "peft merges no bias into a layer without one",
+    "other modules as norms are": "the module that peft names holds others",
+    "poly": "peft merges none of it",
+    "poly of two tasks": "peft merges none of it",
+    "saved modules are no targets": "the module that peft names holds others",
+}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n in METHODS if "llama" in METHODS[n].archs and n not in NOT_MERGED)
+)
+def test_norms_are_those_of_the_weights_that_peft_merges(name: str, tmp_path: Path) -> None:
+    """Exact but where a factor multiplies the weight: there as if its rows were of one size."""
+    check_merged(save_method(tmp_path, "llama", name))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"init_lora_weights": "pissa"},
+        {"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_norms_of_loras(fields: dict[str, Any], tmp_path: Path) -> None:
+    targets = {"target_modules": ["q_proj", "down_proj"]} | fields
+    check_merged(save_lora(tmp_path, "llama", r=4, **targets))
+
+
+def check_merged(folder: Path) -> None:
+    checkpoint = read_checkpoint(folder)
+    changed = lower(checkpoint, read_tensors(checkpoint), BASE)
+    found = Deltas.of(changed, BASE, LoadedWeights(BASE)).by_layer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged: Any = load_peft(tiny_model("llama"), folder)
+        after = merged.merge_and_unload().state_dict()
+    squares: dict[str, list[float]] = {}
+    for module in changed.ops:
+        layer = ".".join(module.split(".")[:3]) if ".layers." in module else module
+        own = MODEL.get_submodule(module).weight.detach()
+        total = squares.setdefault(layer, [0.0, 0.0])
+        total[0] += float((after[f"{module}.weight"] - own).square().sum())
+        total[0] += float(after.get(f"{module}.bias", torch.zeros(1)).square().sum())
+        total[1] += float(own.square().sum())
+    expected = {layer: math.sqrt(update / own) for layer, (update, own) in squares.items()}
+    assert found == pytest.approx(expected, rel=0.03)
 
 
 def test_a_meta_base_tells_none() -> None:
     base = BaseModules.of(tiny_model("llama").to("meta"))
-    assert Deltas.of(plan({QUERY: (Dense(random(64, 64)),)}), weight_norms(base)).by_layer() == {}
+    assert (
+        Deltas.of(plan({QUERY: (Dense(random(64, 64)),)}), base, LoadedWeights(base)).by_layer()
+        == {}
+    )
 
 
 def test_an_update_beyond_its_weights_is_warned_of() -> None:
     ops: dict[str, tuple[Operation, ...]] = {
         name: (Dense(BASE[name].weight() * by),) for name, by in ((QUERY, 2.0), (OUTPUT, 1.5))
     }
-    (warning,) = Deltas.of(plan(ops), weight_norms(BASE)).warnings()
+    (warning,) = Deltas.of(plan(ops), BASE, LoadedWeights(BASE)).warnings()
     assert warning.startswith(
         f"the update of {QUERY} is 2 times as large as its weights (and 1 more"
     )
     assert not list(
-        Deltas.of(plan({QUERY: (Dense(random(64, 64) * 0.01),)}), weight_norms(BASE)).warnings()
+        Deltas.of(
+            plan({QUERY: (Dense(random(64, 64) * 0.01),)}), BASE, LoadedWeights(BASE)
+        ).warnings()
     )
 
 

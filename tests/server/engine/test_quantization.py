@@ -28,7 +28,7 @@ from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.messages import EngineConfig, Loaded
 from weft.server.engine.model import ModelHost
 from weft.server.engine.quantization import Quantization
-from weft.server.inspection import inspect_adapter
+from weft.server.inspection import InspectedOn, inspect_adapter
 from weft.server.verification import verify_adapter
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -180,7 +180,7 @@ def test_verify_and_inspect_know_such_files(stored: Path, tmp_path: Path) -> Non
     assert compared.equal == 4
     assert compared.difference < 1e-4
     warned = "served on one that is int8" in " ".join(
-        inspect_adapter(adapter, stored, "llama").warnings
+        inspect_adapter(adapter, InspectedOn(stored, "llama")).card.warnings
     )
     assert warned == stored.name.endswith("int8")
 
