@@ -10,8 +10,9 @@ from weft.adapters.errors import AdapterInvalid
 from weft.adapters.strict_json import Json, parse_object
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-MAX_HEADER_BYTES = 1 << 20
-MAX_TENSORS = 8192
+# Room for three layers of each of 128 experts in 48 layers, each with its own pair.
+MAX_HEADER_BYTES = 8 << 20
+MAX_TENSORS = 40 << 10
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
     {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I16": 2, "I32": 4, "I64": 8}
 )
