@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int, c_int64, c_void_p
 from pathlib import Path
 
-from watched_disk import Disk
+from watched_disk import Disk, Operation
 
 _OK, _IOERR, _FULL = 0, 10, 13
 _WRITE, _SYNC, _TRUNCATE, _DELETE, _CANNOT_OPEN = (_IOERR | n << 8 for n in (3, 4, 6, 10, 28))
@@ -70,6 +70,7 @@ class _Watcher:
         self._real = library.sqlite3_vfs_find(None).contents
         self._disk = disk
         self._paths: dict[int, Path] = {}
+        self._unlisted: set[Path] = set()  # made, but its folder was not synced yet
         self._tables: dict[int, _Methods] = {}
         self.vfs = _Vfs.from_buffer_copy(self._real)
         self.vfs.name, self.vfs.next = b"watched", None
@@ -83,6 +84,7 @@ class _Watcher:
             code = self._ask(_CANNOT_OPEN, lambda: self._disk.create(path))
             if code:
                 return code
+            self._unlisted.add(path)
         code = self._real.open(vfs, name, file, flags, out)
         opened = ctypes.cast(file, POINTER(_File)).contents
         if code == _OK and path is not None and opened.methods:
@@ -119,18 +121,29 @@ class _Watcher:
 
     def _sync(self, real: Callable[..., int]) -> Callable[..., int]:
         def sync(file: int, flags: int) -> int:
-            code = self._ask(_SYNC, lambda: self._disk.sync(self._paths[file]))
-            return code or real(file, flags)
+            path = self._paths[file]
+            code = self._ask(_SYNC, lambda: self._disk.sync(path))
+            if code == _OK and path in self._unlisted and "-" in path.name:
+                # As the system's layer does after the first sync of a journal.
+                self._unlisted.discard(path)
+                code = self._ask(_SYNC, lambda: self._sync_folder_of(path))
+            return real(file, flags) if code == _OK and self._disk.synced else code
 
         return sync
 
     def _delete(self, vfs: int, name: int, sync_folder: int) -> int:
-        path = Path(ctypes.string_at(name).decode())
+        path, code = Path(ctypes.string_at(name).decode()), _OK
         if path.exists():
             code = self._ask(_DELETE, lambda: self._disk.remove(path))
             if code:
                 return code
-        return self._real.delete(vfs, name, sync_folder)
+            if sync_folder:
+                code = self._ask(_SYNC, lambda: self._sync_folder_of(path))
+        return code or self._real.delete(vfs, name, sync_folder)
+
+    def _sync_folder_of(self, path: Path) -> None:
+        role = f"the folder of {path.name}"
+        self._disk.announce(Operation("sync_folder", path.parent, role=role))
 
     def _ask(self, failure: int, announce: Callable[[], None]) -> int:
         try:

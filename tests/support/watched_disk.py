@@ -15,6 +15,7 @@ class Operation:
 
     kind: make_folder, create, write, truncate, sync, sync_folder, rename, remove, remove_folder
     offset: of a write; the new size of a truncation   target: the new name of a rename
+    role: what `path` is in the program; by default what its name tells
     """
 
     kind: str
@@ -22,21 +23,26 @@ class Operation:
     offset: int = 0
     data: bytes = b""
     target: Path | None = None
+    role: str = ""
 
     @property
     def site(self) -> str:
         """Which step of the program it is, whatever the names: `sync of weights`."""
-        return f"{self.kind} of {_role(self.path)}"
+        return f"{self.kind} of {self.role or _role(self.path)}"
 
 
 class Disk:
     """Announced operations, numbered from 0 in `operations`.
 
     trouble: called with each one and its number before it happens; may raise OSError
+    synced: whether a sync really is one; where no power can fail, it only takes time
     """
 
-    def __init__(self, trouble: Callable[[int, Operation], None] = lambda *_: None) -> None:
+    def __init__(
+        self, trouble: Callable[[int, Operation], None] = lambda *_: None, *, synced: bool = True
+    ) -> None:
         self.trouble = trouble
+        self.synced = synced
         self.operations: list[Operation] = []
 
     def announce(self, operation: Operation) -> None:
@@ -69,10 +75,8 @@ class Disk:
 class WatchedFiles(Files):
     """The store's operations, announced to a disk; half of a write may have happened before."""
 
-    def __init__(self, disk: Disk, *, synced: bool = True) -> None:
-        """synced: whether a sync really is one; where no power can fail, it only takes time"""
+    def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._synced = synced
 
     def make_folder(self, path: Path) -> None:
         self._disk.announce(Operation("make_folder", path))
@@ -90,12 +94,12 @@ class WatchedFiles(Files):
 
     def sync(self, file: BinaryIO) -> None:
         self._disk.sync(Path(os.fsdecode(file.name)))
-        if self._synced:
+        if self._disk.synced:
             super().sync(file)
 
     def sync_folder(self, path: Path) -> None:
         self._disk.announce(Operation("sync_folder", path))
-        if self._synced:
+        if self._disk.synced:
             super().sync_folder(path)
 
     def rename(self, source: Path, target: Path) -> None:
