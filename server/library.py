@@ -4,6 +4,7 @@ Knows no HTTP; what a client may do is decided before.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from weft.server.metrics import AdapterLabel, Metrics
 from weft.server.policy import NO_QUOTAS, Quotas
 from weft.server.tenants import Tenants
 
+log = logging.getLogger("weft.library")
 _WORKERS = 2
 _KEEP_ALL = Retention(count=2**31)
 P = ParamSpec("P")
@@ -168,10 +170,22 @@ class Library:
         await self._forget_unused(digests)
 
     async def prune(self, tenant: TenantContext, name: str) -> None:
-        """Removes those old versions of a name that need not be kept and that nobody uses."""
-        with suppress(UnknownAdapter):
+        """Removes those old versions of a name that need not be kept and that nobody uses.
+
+        Where the disk fails they stay until the next time.
+        """
+        try:
             gone = await self.commit(self._registry.prune, tenant, name, self._retention)
+        except (UnknownAdapter, OSError) as error:
+            log.warning("old versions were not removed: %s", error)
+        else:
             await self._forget_unused(list(gone))
+
+    async def prune_all(self) -> None:
+        """Does that for all names of all tenants."""
+        for tenant in self._tenants.contexts:
+            for adapter in self.all(tenant):
+                await self.prune(tenant, adapter.name)
 
     async def pin(
         self, tenant: TenantContext, name: str, pinned: bool, expected: str | None = None

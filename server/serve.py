@@ -40,6 +40,7 @@ from weft.server.text import Text
 
 BACKLOG = 2048
 GRACE_SECONDS = 10
+PRUNING_SECONDS = 600
 T = TypeVar("T")
 
 
@@ -221,7 +222,7 @@ async def _serve(launch: _Launch) -> None:
         services = _services(launch, engine, text)
         services.admission.starting = True
         server = _Server(create_app(services, launch.examples), services, view)
-        await _until_ended(server, launch.sock, _finish_start(launch, services, ready))
+        await _until_ended(server, launch.sock, _start(launch, services, ready))
     finally:
         view.stop()
         await engine.close()
@@ -253,6 +254,14 @@ async def _until_ended(
         starting.cancel()
         server.should_exit = server.force_exit = True
         await asyncio.gather(serving, starting, return_exceptions=True)
+
+
+async def _start(launch: _Launch, services: Services, ready: asyncio.Task[EngineInfo]) -> None:
+    """Finishes the start, and then does from time to time what no request asks for."""
+    await _finish_start(launch, services, ready)
+    while True:
+        await services.library.prune_all()
+        await asyncio.sleep(PRUNING_SECONDS)
 
 
 async def _finish_start(
