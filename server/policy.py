@@ -55,6 +55,11 @@ class Quotas:
 NO_QUOTAS = Quotas()
 
 
+def key_id(digest: bytes) -> str:
+    """What people and logs call the key of this SHA-256; tells nothing of it."""
+    return digest.hex()[:_KEY_ID]
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """An API key, known only by its SHA-256; both times are aware."""
@@ -66,8 +71,8 @@ class Key:
 
     @property
     def id(self) -> str:
-        """What people and logs call it; tells nothing of the key."""
-        return self.sha256.hex()[:_KEY_ID]
+        """What people and logs call it."""
+        return key_id(self.sha256)
 
     def expired(self, now: datetime) -> bool:
         """Whether it opens nothing any more."""

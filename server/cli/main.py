@@ -14,6 +14,7 @@ from weft.server.cli.evaluate import evaluate
 from weft.server.cli.inspect import inspect
 from weft.server.cli.options import EPILOG, with_settings
 from weft.server.cli.serve import DEMO_SETS, demo, serve
+from weft.server.cli.tenants import app as tenants_app
 from weft.server.cli.verify import verify
 from weft.server.settings import SettingsError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command("serve", epilog=EPILOG)(with_settings(serve))
 app.command("demo", epilog=EPILOG)(with_settings(demo, without=DEMO_SETS))
 app.add_typer(adapters_app, name="adapters")
+app.add_typer(tenants_app, name="tenants")
 app.command("inspect")(inspect)
 app.command("verify")(verify)
 app.command("evaluate")(evaluate)
