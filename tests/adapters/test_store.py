@@ -1,6 +1,5 @@
 import errno
 import io
-import random
 import threading
 from pathlib import Path
 
@@ -97,15 +96,24 @@ def test_a_stream_that_breaks_leaves_nothing(store: Store) -> None:
     assert files_under(store.root) == set()
 
 
-@pytest.mark.parametrize("bit", random.Random(0).sample(range(8 * len(weights_bytes(1))), 40))
-def test_a_flipped_bit_is_found_and_a_new_upload_heals_it(store: Store, bit: int) -> None:
+def test_every_flipped_bit_is_found(store: Store) -> None:
     digest = store.put(adapter(1))
-    path = store.folder(digest) / WEIGHTS
-    damaged = bytearray(path.read_bytes())
-    damaged[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(damaged)
-    with pytest.raises(AdapterCorrupt, match=digest):
-        store.read(digest)
+    for name in (CONFIG, WEIGHTS):
+        path = store.folder(digest) / name
+        whole = path.read_bytes()
+        for bit in range(8 * len(whole)):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with pytest.raises(AdapterCorrupt, match=digest):
+                store.read(digest)
+        path.write_bytes(whole)
+        assert store.read(digest).digest == digest
+
+
+def test_a_new_upload_heals_what_is_damaged(store: Store) -> None:
+    digest = store.put(adapter(1))
+    (store.folder(digest) / WEIGHTS).write_bytes(b"damaged")
     assert store.put(adapter(1)) == digest
     assert store.read(digest).digest == digest
     assert store.sweep({digest}) == ()
