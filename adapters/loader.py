@@ -8,15 +8,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from queue import SimpleQueue
 from time import monotonic
 
-import torch
-
-from weft.adapters.errors import AdapterCorrupt, AdapterInvalid
-from weft.adapters.packed import Packed, pack
-from weft.adapters.plan import AdapterPlan
+from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
+from weft.adapters.packed import Packed
 
 _log = logging.getLogger(__name__)
 
@@ -60,26 +56,23 @@ class HostTier:
 class Loader:
     """Turns digests into packed plans beside the engine's loop.
 
-    load: reads and lowers a version, raising AdapterInvalid, AdapterCorrupt or OSError
-    dtype, align: of the arena   capacity: bytes of the host tier
+    load: gives a version's packed plan, raising AdapterInvalid, AdapterCorrupt, LoadFailed or
+        OSError; called from as many threads as there are
+    capacity: bytes of the host tier
     notify: called from a loader thread each time a load ended, to wake whoever waits
     """
 
     def __init__(
         self,
-        load: Callable[[str], AdapterPlan],
+        load: Callable[[str], Packed],
         *,
-        dtype: torch.dtype,
         capacity: int,
-        align: int = 16,
-        pin_memory: bool = False,
         notify: Callable[[], None] = lambda: None,
         threads: int = 1,
     ) -> None:
         self.loads = 0
         self.load_seconds = 0.0
         self._load = load
-        self._pack = partial(pack, dtype=dtype, align=align, pin_memory=pin_memory)
         self._notify = notify
         self._lock = threading.Lock()
         self._host = HostTier(capacity)
@@ -140,9 +133,11 @@ class Loader:
             return
         started = monotonic()
         try:
-            packed = self._pack(self._load(digest))
+            packed = self._load(digest)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the future
-            if not isinstance(error, AdapterInvalid | AdapterCorrupt):
+            if isinstance(error, LoadFailed):
+                _log.error("loading version %s failed: %s", digest, error)
+            elif not isinstance(error, AdapterInvalid | AdapterCorrupt):
                 _log.exception("loading version %s failed", digest)
             self._settle(digest, future, None, started)
             # The error is remembered; its frames would keep the tensors of the load alive.

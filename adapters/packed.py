@@ -10,6 +10,9 @@ from torch import Tensor
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.plan import AdapterPlan
 
+ALIGNMENT = 16
+"""Bytes at a multiple of which tensors begin, for kernels that read them in wide words."""
+
 
 @dataclass(frozen=True)
 class Packed:

@@ -171,6 +171,8 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, services: Services, view: View) -> None:
         config = uvicorn.Config(
+        loader_memory=settings.loader_memory,
+        loader_timeout=settings.loader_timeout,
             app,
             log_config=None,
             access_log=False,

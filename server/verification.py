@@ -167,7 +167,7 @@ class _RecordingHost(ModelHost):
     @classmethod
     def of(cls, host: ModelHost) -> "_RecordingHost":
         """The same model, its logits kept."""
-        return cls(host.facts, host.base, host.arena, host.forward, host.prefixes)
+        return cls(host.facts, host.base, host.arena, host.forward, host.prefixes, host.folder)
 
     def build(self, plan: StepPlan) -> StepBatch:
         """Builds, and remembers whose rows come next."""

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from weft.adapters.errors import AdapterInvalid
+import msgspec
+
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.connection import HEADER, MAX_FRAME, frame
 from weft.server.engine.launch import Launched, launch_process
@@ -30,6 +32,7 @@ from weft.server.engine.messages import (
     Loaded,
     LoadReport,
     Pin,
+    Pause,
     Prefetch,
     Progress,
     Reserve,
@@ -42,7 +45,9 @@ from weft.server.engine.messages import (
 )
 
 log = logging.getLogger("weft.engine")
-STALE_SECONDS = 5.0
+STALE_SECONDS = 4.0
+MANY_UNREAD, FEW_UNREAD = 256, 64
+"""Events of a request at which the engine is told to wait with it, and to go on."""
 LONGEST_PAUSE = 30.0
 _PROBE_TENANT = TenantContext("_probe")
 
@@ -65,11 +70,15 @@ class EngineError(Exception):
 
 @dataclass
 class _Stream:
-    """One request's events, in order; None where the engine is gone."""
+    """One request's events, in order; None where the engine is gone.
+
+    paused: the engine was told to wait until some were read
+    """
 
     open_children: set[int]
     queue: asyncio.Queue[Tokens | None] = field(default_factory=asyncio.Queue)
 
+    paused: bool = False
 
 class EngineClient:
     """Starts, supervises and talks to one engine. Use from one asyncio loop."""
@@ -130,7 +139,7 @@ class EngineClient:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine is up and gave a sign of life within the last 5 seconds."""
+        """Whether the engine is up and gave a sign of life within the last seconds."""
         return self._up and time.monotonic() - self._last_event < STALE_SECONDS
 
     @property
@@ -139,17 +148,21 @@ class EngineClient:
         return self._launched.pid if self._launched else None
 
     async def probe(self) -> bool:
-        """Whether a real token was decoded within the last 5 seconds, decoding one if need be."""
+        """Whether a real token was decoded within the last seconds, decoding one if need be.
+
+        Of an engine that hangs it is known less than 5 seconds after its last sign of life.
+        """
+        now = time.monotonic()
         if not self.ready:
             return False
-        if time.monotonic() - self._last_token < STALE_SECONDS:
+        if now - self._last_token < STALE_SECONDS:
             return True
         sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
         request = Generate(
             id=self._next_id("probe"), tenant=_PROBE_TENANT, prompt=(0,), sampling=sampling
         )
         try:
-            async with asyncio.timeout(STALE_SECONDS):
+            async with asyncio.timeout(STALE_SECONDS - (now - self._last_event)):
                 return [event.finish async for event in self.generate(request)][-1:] == ["length"]
         except (TimeoutError, EngineUnavailable):
             return False
@@ -169,6 +182,9 @@ class EngineClient:
                 if event is None:
                     raise EngineUnavailable("the engine stopped while it answered")
                 if event.finish is not None:
+                if stream.paused and stream.queue.qsize() <= FEW_UNREAD and self._up:
+                    stream.paused = False
+                    self._send(Pause(request.id, False))
                     stream.open_children.discard(event.index)
                 yield event
         finally:
@@ -269,6 +285,8 @@ class EngineClient:
             self._up = False
             self._writer.close()
             with contextlib.suppress(ConnectionError):
+        except msgspec.DecodeError as error:
+            return f"what it said was not understood: {error}"
                 await self._writer.wait_closed()
             await asyncio.to_thread(launched.end)
 
@@ -278,7 +296,7 @@ class EngineClient:
             case Tokens():
                 self._last_token = self._last_event
                 if stream := self._streams.get(event.id):
-                    stream.queue.put_nowait(event)
+                    self._deliver(event, stream)
             case Stats():
                 self.stats = event
             case Loaded():
@@ -298,6 +316,12 @@ class EngineClient:
         if self._reserved:
             self._send(Reserve(self._reserved))
         for digest in self._pinned:
+    def _deliver(self, event: Tokens, stream: _Stream) -> None:
+        stream.queue.put_nowait(event)
+        if not stream.paused and stream.queue.qsize() >= MANY_UNREAD:
+            stream.paused = True
+            self._send(Pause(event.id, True))
+
             self._send(Pin(self._next_id("pin"), digest, True))
         if self._started is not None and not self._started.done():
             self._started.set_result(info)

@@ -1,6 +1,6 @@
 """The engine: requests in, tokens out, one step at a time. Knows no sockets and no text.
 
-Single-threaded; only the loader works beside it.
+Single-threaded; only the loader works beside it, mostly in a process of its own.
 """
 
 import hashlib
@@ -13,13 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weft.adapters.base_outline import BaseOutline
 from weft.adapters.loader import Loader
 from weft.adapters.pool import Pool
 from weft.adapters.presence import Presence
 from weft.adapters.residency import Residency
 from weft.adapters.store import Store
+from weft.server.engine import hardware
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.canary import canary_of
+from weft.server.engine.loader.client import LoaderProcess
+from weft.server.engine.loader.launch import Loading
+from weft.server.engine.loader.messages import LoaderConfig
 from weft.server.engine.loads import Loads
 from weft.server.engine.messages import (
     Abort,
@@ -32,6 +37,8 @@ from weft.server.engine.messages import (
     Failed,
     Generate,
     Load,
+    Loaded,
+    Pause,
     Pin,
     Prefetch,
     Reserve,
@@ -50,6 +57,9 @@ from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)
 COPY_BYTES_PER_STEP = 32 << 20
+LOADS_AT_A_TIME = 4
+"""So that one that takes long does not keep all others waiting."""
+LEAST_LOADER_MEMORY = 256 << 20
 STATS_SECONDS = 0.1
 CHECK_SECONDS = 10.0
 
@@ -62,15 +72,12 @@ class Engine:
         model: ModelHost,
         config: EngineConfig,
         clock: Callable[[], float] = time.monotonic,
+        loading: Loading | None = None,
     ) -> None:
+        """loading: the process that is to load versions; without it a thread of this one does."""
         facts = model.facts
         self.info = _info(facts)
-        self.versions = Versions(
-            Store(Path(config.store)),
-            model.base,
-            config.base_names or (Path(config.model).name,),
-            model.arena.values.dtype,
-        )
+        self.versions = _versions(model, config, loading)
         self._loader = _loader(model, self.versions, config)
         self.residency = Residency(
             Pool(facts.adapter_bytes, facts.slots), model.arena, self._loader
@@ -82,7 +89,7 @@ class Engine:
         self._seed = config.seed
         self._clock = clock
         self._outbox = Outbox()
-        self._loads = Loads(canary_of(Path(config.model), facts.vocab_size))
+        self._loads = Loads(canary_of(model.folder, facts.vocab_size))
         self._steps = 0
         self._stats_due = self._check_due = 0.0
         self._broken: tuple[str, ...] = ()
@@ -91,14 +98,16 @@ class Engine:
             self.step()
 
     @classmethod
-    def load(cls, config: EngineConfig, progress: Progress) -> "Engine":
+    def load(
+        cls, config: EngineConfig, progress: Progress, loading: Loading | None = None
+    ) -> "Engine":
         """Loads the model and gets ready to serve; raises ModelUnsupported."""
-        return cls(ModelHost.load(config, progress), config)
+        return cls(ModelHost.load(config, progress), config, loading=loading)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do something, or something is awaited that a step must look for."""
-        return bool(self.scheduler.running or self.scheduler.waiting) or self.residency.expecting
+        return self.scheduler.awaited > 0 or self.residency.expecting
 
     def handle(self, command: Command) -> None:
         """Takes a command in; its answer comes with the events of a step."""
@@ -107,6 +116,8 @@ class Engine:
                 self.scheduler.add(command)
             case Abort():
                 self.scheduler.abort(command.id, command.index)
+            case Pause():
+                self.scheduler.pause(command.id, paused=command.paused)
             case Load():
                 self.residency.prefetch(command.digest)
                 self.scheduler.add(self._loads.start(command))
@@ -136,7 +147,8 @@ class Engine:
         return self._outbox.take()
 
     def close(self) -> None:
-        """Ends the loader's threads; call it last."""
+        """Ends the loader's process and threads; call it last."""
+        self.versions.close()
         self._loader.close()
 
     def check(self) -> tuple[str, ...]:
@@ -277,13 +289,33 @@ def _limits(facts: ModelFacts, config: EngineConfig) -> Limits:
     )
 
 
-def _loader(model: ModelHost, versions: Versions, config: EngineConfig) -> Loader:
+def _versions(
+    model: ModelHost, config: EngineConfig, loading: Loading | None
+) -> Versions | LoaderProcess:
+    names = config.base_names or (model.folder.name,)
+    dtype = model.arena.values.dtype
+    pin_memory = model.facts.device.type == "cuda"
+    if loading is None:
+        return Versions(Store(Path(config.store)), model.base, names, dtype, pin_memory=pin_memory)
+    memory = config.loader_memory or hardware.free_memory(torch.device("cpu")) // 2
+    described = LoaderConfig(
+        store=config.store,
+        model=str(model.folder),
+        base_names=names,
+        base=BaseOutline.of(model.base),
+        dtype=str(dtype).removeprefix("torch."),
+        memory=max(memory, LEAST_LOADER_MEMORY),
+        seconds=config.loader_timeout,
+    )
+    return LoaderProcess(described, model.base, loading, pin_memory=pin_memory)
+
+
+def _loader(model: ModelHost, versions: Versions | LoaderProcess, config: EngineConfig) -> Loader:
     host_bytes = config.adapter_host_memory
     return Loader(
         versions.load,
-        dtype=model.arena.values.dtype,
         capacity=2 * model.facts.adapter_bytes if host_bytes is None else host_bytes,
-        pin_memory=model.facts.device.type == "cuda",
+        threads=1 if isinstance(versions, Versions) else LOADS_AT_A_TIME,
     )
 
 

@@ -39,6 +39,8 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     threads: int | None = None
     load_format: str = "auto"
     patience: float = 1.0
+    loader_memory: int | None = None
+    loader_timeout: int = 600
 
 
 class Sampling(Message, frozen=True, kw_only=True):

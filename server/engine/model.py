@@ -68,6 +68,7 @@ class ModelHost:
     """One base model and the memory that its steps need. Used by one thread.
 
     base: the modules that adapters may target   arena: the adapters' memory on the device
+    folder: of its files
     """
 
     facts: ModelFacts
@@ -75,6 +76,7 @@ class ModelHost:
     arena: Arena
     forward: Forward
     prefixes: PrefixCopies
+    folder: Path
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Progress) -> "ModelHost":
@@ -210,7 +212,7 @@ def _assemble(
         adapter_bytes=arena.values.nbytes,
         slots=SLOTS,
     )
-    return ModelHost(facts, base, arena, forward, prefixes)
+    return ModelHost(facts, base, arena, forward, prefixes, source.folder)
 
 
 def _context_length(wanted: EngineConfig, config: PreTrainedConfig) -> int:

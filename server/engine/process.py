@@ -12,21 +12,24 @@ from weft.server.engine.connection import EngineConnection
 from weft.server.engine.engine import Engine
 from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
 
+from weft.server.engine.loader import launch
+from weft.server.engine.loader.launch import Loading
 HEARTBEAT_SECONDS = 1.0
 AWAITED_SECONDS = 0.002
 """Between looks at loads under way, while nothing can be computed."""
 
 
-def run(sock: socket.socket) -> None:
+def run(sock: socket.socket, loading: Loading | None = None) -> None:
     """Serves one API process until it closes the socket or sends Stop.
 
     The first command is the EngineConfig; the answer is EngineInfo, or Failed with the id START.
     """
     connection = EngineConnection(sock)
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    loading: the process that is to load versions; without it a thread does
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
-        engine = _load(inbox.get(), connection)
+        engine = _load(inbox.get(), connection, loading)
         if engine is not None:
             with contextlib.closing(engine):
                 _loop(engine, inbox, connection)
@@ -46,7 +49,9 @@ def _receive(connection: EngineConnection, inbox: "queue.SimpleQueue[Command]") 
     inbox.put(Stop())
 
 
-def _load(first: Command, connection: EngineConnection) -> Engine | None:
+def _load(
+    first: Command, connection: EngineConnection, loading: Loading | None
+) -> Engine | None:
     if not isinstance(first, EngineConfig):
         return None
 
@@ -54,7 +59,7 @@ def _load(first: Command, connection: EngineConnection) -> Engine | None:
         connection.send([Progress(stage, done, total)])
 
     try:
-        engine = Engine.load(first, progress)
+        engine = Engine.load(first, progress, loading)
     except ModelUnsupported as refusal:
         connection.send([Failed(START, "model_unsupported", first.model, str(refusal))])
         return None

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from weft.adapters.errors import AdapterCorrupt, AdapterInvalid
+from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
 from weft.adapters.traits import Traits
@@ -47,4 +47,6 @@ def error_code(error: Exception) -> str:
         return "adapter_corrupt"
     if isinstance(error, AdapterInvalid):
         return "adapter_invalid"
+    if isinstance(error, LoadFailed):
+        return "engine_unavailable"
     return "internal_error"

@@ -72,10 +72,12 @@ class Scheduler:
         self.tables = PageTables(limits.num_pages, limits.page_size, prefix_root)
         self.preemptions = 0
         self._finish = FinishRules(limits.eos_token_ids, limits.max_model_len)
+        self._clock = clock
         self._gate = AdapterGate(residency, limits.patience, clock)
         self._queue = FairQueue()
         self._running: list[Sequence] = []  # by arrival
         self._requests: dict[str, list[Sequence]] = {}  # live children by request id
+        self._paused: set[str] = set()  # requests of which nothing more is to be computed now
         self._ended: list[Sequence] = []
         self._arrivals = 0
 
@@ -88,6 +90,13 @@ class Scheduler:
     def waiting(self) -> int:
         """Live sequences that do not run: for their turn, their adapter or their sibling."""
         return sum(map(len, self._requests.values())) - len(self._running)
+
+    @property
+    def awaited(self) -> int:
+        """Live sequences that somebody reads."""
+        paused = (seq for id_ in self._paused for seq in self._requests[id_])
+        unread = sum(seq.status is Status.PAUSED for seq in paused)
+        return sum(map(len, self._requests.values())) - unread
 
     @property
     def adapters(self) -> dict[str, int]:
@@ -139,6 +148,17 @@ class Scheduler:
         self._end_all(unfit, Finish("error", error="context_length_exceeded"))
 
     def take_ended(self) -> list[Sequence]:
+    def pause(self, request_id: str, *, paused: bool) -> None:
+        """Lets a request wait without pages until it is told to go on; it keeps its tokens."""
+        children = self._requests.get(request_id, [])
+        if not paused:
+            self._paused.discard(request_id)
+            self._start([seq for seq in children if seq.status is Status.PAUSED])
+        elif children:
+            self._paused.add(request_id)
+            for seq in children:
+                self._set_aside(seq)
+
         """The sequences that ended since the last call, each handed out once."""
         ended, self._ended = self._ended, []
         return ended
@@ -227,7 +247,9 @@ class Scheduler:
         for seq in list(seqs):
             if seq.status is Status.ENDED:  # with a sibling that was refused just now
                 continue
-            if self._gate.passable(seq):
+            if seq.request.id in self._paused:
+                seq.status = Status.PAUSED
+            elif self._gate.passable(seq):
                 self._enqueue(seq)
             else:
                 seq.status = Status.PARKED
@@ -280,6 +302,16 @@ class Scheduler:
     def _park(self, seq: Sequence) -> None:
         """Its adapter left the device."""
         if seq.status is Status.RUNNING:
+    def _set_aside(self, seq: Sequence) -> None:
+        """Its reader is behind: what it holds is for others, and it is not preempted for them."""
+        if seq.status is Status.RUNNING:
+            self._vacate(seq)
+        elif seq.status is Status.QUEUED:
+            self._queue.remove(seq)
+        else:
+            return
+        seq.status = Status.PAUSED
+
             self._preempt(seq)
         elif seq.status is Status.QUEUED:
             self._queue.remove(seq)
@@ -304,6 +336,7 @@ class Scheduler:
         seq.status = Status.ENDED
         seq.finish = finish
         self._ended.append(seq)
+            self._paused.discard(seq.request.id)
 
     def _end_all(self, seqs: Iterable[Sequence], finish: Finish) -> None:
         """Ends those that live; where they held siblings back, one of these takes over."""

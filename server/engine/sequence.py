@@ -18,6 +18,7 @@ class Status(Enum):
     HELD = auto()  # its first sibling computes the prompt that it will share
     PARKED = auto()  # its adapter is not on the device
     QUEUED = auto()  # could run; waits for its turn (also after a preemption)
+    PAUSED = auto()  # its reader does not keep up
     RUNNING = auto()  # owns pages; part of the steps
     ENDED = auto()
 

@@ -10,8 +10,7 @@ from plans import plan, plan_bytes
 
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.loader import HostTier, Loader
-from weft.adapters.packed import pack
-from weft.adapters.plan import AdapterPlan
+from weft.adapters.packed import Packed, pack
 
 WAIT = 10.0
 
@@ -26,18 +25,18 @@ class Disk:
         self.open.set()
         self.errors: dict[str, Exception] = {}
 
-    def load(self, digest: str) -> AdapterPlan:
+    def load(self, digest: str) -> Packed:
         self.reads[digest] += 1
         self.started.release()
         assert self.open.wait(WAIT)
         if digest in self.errors:
             raise self.errors[digest]
-        return plan(digest)
+        return pack(plan(digest), torch.float32, 16, pin_memory=False)
 
 
 @contextmanager
 def loader(disk: Disk, capacity: int = 1 << 20, **more: Any) -> Iterator[Loader]:
-    loader = Loader(disk.load, dtype=torch.float32, capacity=capacity, **more)
+    loader = Loader(disk.load, capacity=capacity, **more)
     try:
         yield loader
     finally:

@@ -13,8 +13,7 @@ from plans import arena, assert_installed, is_empty, plan, plan_bytes
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
 from weft.adapters.loader import Loader
-from weft.adapters.packed import Packed
-from weft.adapters.plan import AdapterPlan
+from weft.adapters.packed import Packed, pack
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
 from weft.adapters.residency import Residency, ResidentState
@@ -28,19 +27,19 @@ class Desk(Loader):
     """A loader whose loads end only in `serve`, which ends all that were asked for."""
 
     def __init__(self, capacity: int = 1 << 20) -> None:
-        super().__init__(self.read, dtype=torch.float32, capacity=capacity)
+        super().__init__(self.read, capacity=capacity)
         self.ranks: dict[str, int] = {}
         self.errors: dict[str, Exception] = {}
         self.reads: list[str] = []
         self._open = threading.Event()
         self._asked: list[Future[Packed]] = []
 
-    def read(self, digest: str) -> AdapterPlan:
+    def read(self, digest: str) -> Packed:
         assert self._open.wait(WAIT)
         self.reads.append(digest)
         if digest in self.errors:
             raise self.errors[digest]
-        return plan(digest, self.ranks.get(digest, 4))
+        return pack(plan(digest, self.ranks.get(digest, 4)), torch.float32, 16, pin_memory=False)
 
     def request(self, digest: str) -> Future[Packed]:
         self._asked.append(super().request(digest))
@@ -227,12 +226,12 @@ def test_a_passing_failure_lasts_one_step(bench: Bench) -> None:
 def test_a_remembered_failure_holds_no_tensors(bench: Bench) -> None:
     lost: list[weakref.ref[torch.Tensor]] = []
 
-    def read(digest: str) -> AdapterPlan:
+    def read(digest: str) -> Packed:
         tensor = torch.zeros(1000)
         lost.append(weakref.ref(tensor))
         raise AdapterInvalid(digest, f"has {tensor.numel()} values too many")
 
-    loader = Loader(read, dtype=torch.float32, capacity=0)
+    loader = Loader(read, capacity=0)
     residency = Residency(bench.pool, bench.arena, loader)
     residency.ensure("a")
     residency.pump(ALL)

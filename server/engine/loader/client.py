@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 _SHORT_LIFE = 30.0
 _LONGEST_PAUSE = 30.0
-_MARGIN_SECONDS = 10.0
 _START_SECONDS = 60.0
 
 
@@ -113,7 +112,7 @@ class LoaderProcess:
     @contextlib.contextmanager
     def _started(self, digest: str) -> Iterator[Channel[Answer]]:
         near, far = socket.socketpair()
-        near.settimeout(self.config.wall_seconds + _MARGIN_SECONDS)
+        near.settimeout(self.config.wall_seconds + _START_SECONDS)
         with Channel[Answer](near, Answer) as channel:
             with far:
                 self._processes.order(LoadVersion(digest), far.fileno())

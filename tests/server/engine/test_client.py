@@ -11,6 +11,7 @@ from weft.adapters.errors import AdapterInvalid
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.client import (
     EngineClient,
+    MANY_UNREAD,
     EngineError,
     EngineStartError,
     EngineUnavailable,
@@ -28,11 +29,13 @@ from weft.server.engine.messages import (
     Loaded,
     LoadReport,
     Pin,
+    Pause,
     Progress,
     Sampling,
     Stop,
     Tokens,
 )
+    Unload,
 
 CONFIG = EngineConfig(model="m", store="s")
 REPORT = LoadReport(
@@ -237,5 +240,51 @@ def test_probe_decodes_a_real_token() -> None:
             assert await client.probe()
             assert await client.probe(), "a token was decoded just now: no second probe is needed"
             assert len(engine.wait_for(Generate)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_is_read_slowly_is_paused_until_it_was_read() -> None:
+    rounds = 3
+
+    def burst(name: str, left: int) -> list[Event]:
+        events = [Tokens(id=name, index=0, tokens=(7,)) for _ in range(MANY_UNREAD)]
+        return events if left else [*events, Tokens(id=name, index=0, finish="length")]
+
+    async def scenario() -> None:
+        left = iter(reversed(range(rounds)))
+
+        def reply(command: Command) -> list[Event]:
+            goes_on = isinstance(command, Generate) or (
+                isinstance(command, Pause) and not command.paused
+            )
+            bursts = next(left, None) if goes_on else None
+            return [] if bursts is None else burst("slow", bursts)
+
+        engine = ScriptedEngine(answers(reply))
+        async with started(engine) as client:
+            stream = client.generate(generate("slow"))
+            await anext(stream)
+            assert await asyncio.to_thread(engine.wait_for, Pause) == [Pause("slow", True)]
+            rest = [event async for event in stream]
+            assert len(rest) == rounds * MANY_UNREAD
+            pauses = [c.paused for c in engine.commands if isinstance(c, Pause)]
+            assert pauses[: 2 * rounds - 1] == [True, False] * (rounds - 1) + [True]
+
+    asyncio.run(scenario())
+
+
+def test_a_reader_that_keeps_up_is_never_paused() -> None:
+    def reply(command: Command) -> list[Event]:
+        if not isinstance(command, Generate):
+            return []
+        events = [Tokens(id=command.id, index=0, tokens=(7,)) for _ in range(MANY_UNREAD - 2)]
+        return [*events, Tokens(id=command.id, index=0, finish="length")]
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(answers(reply))
+        async with started(engine) as client:
+            await collect(client, generate("quick"))
+        assert not [c for c in engine.commands if isinstance(c, Pause)]
 
     asyncio.run(scenario())

@@ -4,21 +4,28 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from engines import greedy
 from tiny_models import save_tiny
 
-from weft.server.engine.client import EngineClient, EngineStartError, EngineUnavailable
-from weft.server.engine.launch import launch_thread
+from weft.server.engine.client import (
+    MANY_UNREAD,
+    EngineClient,
+    EngineStartError,
+    EngineUnavailable,
+)
+from weft.server.engine.launch import launch_process, launch_thread
 from weft.server.engine.messages import EngineConfig, Tokens
 
 PROMPT = (11, 12, 13, 14, 15)
 
 
 def config(folder: Path) -> EngineConfig:
-    save_tiny("llama", folder / "llama")
+    save_tiny("llama", folder / "llama", max_position_embeddings=4096)
     return EngineConfig(
         model=str(folder / "llama"),
         store=str(folder / "store"),
@@ -33,6 +40,53 @@ def config(folder: Path) -> EngineConfig:
 async def collect(client: EngineClient, name: str, tokens: int) -> list[int]:
     events = [event async for event in client.generate(greedy(name, PROMPT, tokens))]
     return [token for event in events for token in event.tokens]
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Waits for what can only be asked for."""
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+def test_an_answer_that_nobody_reads_gives_its_place_away_and_loses_no_token(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        client = EngineClient(config(tmp_path), launch=launch_thread)
+        await client.start()
+        tokens = 3 * MANY_UNREAD
+        expected = await collect(client, "quick", tokens)
+        stream = client.generate(greedy("slow", PROMPT, tokens))
+        first = await anext(stream)
+        await until(lambda: client.stats and (client.stats.running, client.stats.waiting) == (0, 1))
+        assert client.stats is not None
+        assert client.stats.free_pages + client.stats.cached_pages == client.stats.total_pages
+        assert await collect(client, "other", 4) == expected[:4]
+        rest = [token async for event in stream for token in event.tokens]
+        assert [*first.tokens, *rest] == expected
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 300))
+
+
+def test_an_engine_that_hangs_is_not_ready_before_five_seconds_are_over(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = EngineClient(config(tmp_path))
+        await client.start()
+        await collect(client, "token", 1)
+        assert await client.probe()
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        while await client.probe():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        assert time.monotonic() - stopped < 5.0
+        os.kill(client.pid, signal.SIGCONT)
+        await until(lambda: client.ready)
+        assert await client.probe()
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_a_killed_engine_ends_its_calls_and_comes_back(tmp_path: Path) -> None:
@@ -50,8 +104,7 @@ def test_a_killed_engine_ends_its_calls_and_comes_back(tmp_path: Path) -> None:
             async for _ in stream:
                 pass
         assert time.monotonic() - killed < 5.0
-        while not client.ready:  # noqa: ASYNC110 - readiness can only be asked for
-            await asyncio.sleep(0.05)
+        await until(lambda: client.ready)
         assert client.pid != first_pid
         assert await collect(client, "after", 6) == before
         await client.close()

@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import pytest
 from fake_residency import FakeResidency
+from msgspec import structs
 from scheduling import ROOT, World, limits, request
 
+from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import Traits
 from weft.server.engine.prefix_cache import PrefixRoot
 from weft.server.engine.scheduler import Limits
@@ -297,7 +299,8 @@ def reach(world: World, state: str) -> None:
     world.step()
 
 
-STATES = ["queued", "adapter loading", "prefill", "decode", "preempted", "held", "ended", "unknown"]
+STATES = ["queued", "adapter loading", "prefill", "decode", "preempted", "held", "paused"]
+STATES += ["ended", "unknown"]
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -332,6 +335,10 @@ def test_what_ends_while_its_step_runs_takes_no_token() -> None:
 
 
 def test_one_failing_sequence_leaves_the_others_alone() -> None:
+        case "paused":
+            add(request("r", n=2))
+            world.step()
+            world.scheduler.pause("r", paused=True)
     world = World()
     for name in "ab":
         world.scheduler.add(request(name))

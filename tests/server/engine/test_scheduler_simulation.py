@@ -97,8 +97,12 @@ class Simulation:
                 self._abort()
             elif chance < 0.34:
                 self._reserve()
+            elif chance < 0.38:
+                self._pause()
             else:
                 self.world.step(self.random.choice([0.001, 0.05, 0.5]))
+        for name, _ in self.asked:
+            self.world.scheduler.pause(name, paused=False)
         self.world.run(max_steps=5000)
         return self.world
 
@@ -134,6 +138,13 @@ class Simulation:
         if live:
             name, index = self.random.choice(live)
             self.world.scheduler.abort(name, self.random.choice([None, index]))
+            self.world.settle()
+
+    def _pause(self) -> None:
+        """A reader falls behind, or has caught up; maybe of a request that is over."""
+        if self.asked:
+            name, _ = self.random.choice(list(self.asked))
+            self.world.scheduler.pause(name, paused=self.random.random() < 0.5)
             self.world.settle()
 
     def _reserve(self) -> None:
