@@ -334,11 +334,11 @@ def test_what_ends_while_its_step_runs_takes_no_token() -> None:
     assert world.tokens["b", 0] == [8]
 
 
-def test_one_failing_sequence_leaves_the_others_alone() -> None:
         case "paused":
             add(request("r", n=2))
             world.step()
             world.scheduler.pause("r", paused=True)
+def test_one_failing_sequence_leaves_the_others_alone() -> None:
     world = World()
     for name in "ab":
         world.scheduler.add(request(name))
@@ -359,6 +359,45 @@ def backlog(
     number = 0
 
     def fill() -> None:
+def test_a_paused_request_leaves_its_place_and_loses_no_token() -> None:
+    world = World(limits(max_num_seqs=1))
+    world.scheduler.add(request("slow", 4, 8))
+    world.scheduler.add(request("other", 4, 8))
+    world.until(lambda: world.scheduler.running == 1)
+    world.step()
+    world.scheduler.pause("slow", paused=True)
+    world.settle()
+    assert (world.scheduler.running, world.scheduler.awaited) == (0, 1)
+    world.until(lambda: ("other", 0) in world.ended)
+    assert not world.step(), "nobody reads what could be computed"
+    assert world.scheduler.awaited == 0
+    world.scheduler.pause("slow", paused=False)
+    world.run()
+    assert world.tokens["slow", 0] == list(range(4, 12))
+    assert world.scheduler.preemptions == 0
+
+
+def test_pausing_holds_for_children_that_wait_for_their_adapter_or_their_sibling() -> None:
+    world = World(residency=FakeResidency(10, 1, {"a": 10}, load_steps=3))
+    world.scheduler.add(request("many", 8, 4, adapter="a", n=3))
+    world.scheduler.pause("many", paused=True)
+    for _ in range(10):
+        assert not world.step()
+    world.scheduler.pause("many", paused=False)
+    world.run()
+    assert {finish.reason for finish in world.ended.values()} == {"length"}
+    assert len(world.ended) == 3
+
+
+def test_pausing_what_is_over_is_nothing() -> None:
+    world = World()
+    world.scheduler.add(request("over"))
+    world.run()
+    for paused in (True, False):
+        world.scheduler.pause("over", paused=paused)
+        assert world.scheduler.awaited == 0
+
+
         nonlocal number
         waiting = sum(seq.tenant.id == tenant for seq in world.scheduler._queue)
         for _ in range(3 - waiting):
