@@ -163,6 +163,8 @@ def engine_config(settings: Settings, base: Path, store: Store) -> EngineConfig:
         prefix_secret=secrets.token_bytes(32),
         seed=settings.seed,
         threads=settings.threads,
+        loader_memory=settings.loader_memory,
+        loader_timeout=settings.loader_timeout,
     )
 
 
@@ -171,8 +173,6 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, services: Services, view: View) -> None:
         config = uvicorn.Config(
-        loader_memory=settings.loader_memory,
-        loader_timeout=settings.loader_timeout,
             app,
             log_config=None,
             access_log=False,

@@ -12,9 +12,9 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 
-from weft.adapters.errors import AdapterInvalid
 import msgspec
 
+from weft.adapters.errors import AdapterInvalid
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.connection import HEADER, MAX_FRAME, frame
 from weft.server.engine.launch import Launched, launch_process
@@ -31,8 +31,8 @@ from weft.server.engine.messages import (
     Load,
     Loaded,
     LoadReport,
-    Pin,
     Pause,
+    Pin,
     Prefetch,
     Progress,
     Reserve,
@@ -77,8 +77,8 @@ class _Stream:
 
     open_children: set[int]
     queue: asyncio.Queue[Tokens | None] = field(default_factory=asyncio.Queue)
-
     paused: bool = False
+
 
 class EngineClient:
     """Starts, supervises and talks to one engine. Use from one asyncio loop."""
@@ -179,12 +179,12 @@ class EngineClient:
             self._send(request)
             while stream.open_children:
                 event = await stream.queue.get()
-                if event is None:
-                    raise EngineUnavailable("the engine stopped while it answered")
-                if event.finish is not None:
                 if stream.paused and stream.queue.qsize() <= FEW_UNREAD and self._up:
                     stream.paused = False
                     self._send(Pause(request.id, False))
+                if event is None:
+                    raise EngineUnavailable("the engine stopped while it answered")
+                if event.finish is not None:
                     stream.open_children.discard(event.index)
                 yield event
         finally:
@@ -281,12 +281,12 @@ class EngineClient:
                     self._receive(event)
         except (asyncio.IncompleteReadError, ConnectionError):
             return failure
+        except msgspec.DecodeError as error:
+            return f"what it said was not understood: {error}"
         finally:
             self._up = False
             self._writer.close()
             with contextlib.suppress(ConnectionError):
-        except msgspec.DecodeError as error:
-            return f"what it said was not understood: {error}"
                 await self._writer.wait_closed()
             await asyncio.to_thread(launched.end)
 
@@ -311,17 +311,17 @@ class EngineClient:
                 if self._on_progress:
                     self._on_progress(event)
 
-    def _on_up(self, info: EngineInfo) -> None:
-        self._info, self._up = info, True
-        if self._reserved:
-            self._send(Reserve(self._reserved))
-        for digest in self._pinned:
     def _deliver(self, event: Tokens, stream: _Stream) -> None:
         stream.queue.put_nowait(event)
         if not stream.paused and stream.queue.qsize() >= MANY_UNREAD:
             stream.paused = True
             self._send(Pause(event.id, True))
 
+    def _on_up(self, info: EngineInfo) -> None:
+        self._info, self._up = info, True
+        if self._reserved:
+            self._send(Reserve(self._reserved))
+        for digest in self._pinned:
             self._send(Pin(self._next_id("pin"), digest, True))
         if self._started is not None and not self._started.done():
             self._started.set_result(info)

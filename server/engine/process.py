@@ -10,10 +10,10 @@ import traceback
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.connection import EngineConnection
 from weft.server.engine.engine import Engine
-from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
-
 from weft.server.engine.loader import launch
 from weft.server.engine.loader.launch import Loading
+from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
+
 HEARTBEAT_SECONDS = 1.0
 AWAITED_SECONDS = 0.002
 """Between looks at loads under way, while nothing can be computed."""
@@ -23,10 +23,10 @@ def run(sock: socket.socket, loading: Loading | None = None) -> None:
     """Serves one API process until it closes the socket or sends Stop.
 
     The first command is the EngineConfig; the answer is EngineInfo, or Failed with the id START.
+    loading: the process that is to load versions; without it a thread does
     """
     connection = EngineConnection(sock)
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-    loading: the process that is to load versions; without it a thread does
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
         engine = _load(inbox.get(), connection, loading)

@@ -147,7 +147,6 @@ class Scheduler:
         unfit = [seq for seq in live if self._refusal(seq.request, seq.lead)]
         self._end_all(unfit, Finish("error", error="context_length_exceeded"))
 
-    def take_ended(self) -> list[Sequence]:
     def pause(self, request_id: str, *, paused: bool) -> None:
         """Lets a request wait without pages until it is told to go on; it keeps its tokens."""
         children = self._requests.get(request_id, [])
@@ -159,6 +158,7 @@ class Scheduler:
             for seq in children:
                 self._set_aside(seq)
 
+    def take_ended(self) -> list[Sequence]:
         """The sequences that ended since the last call, each handed out once."""
         ended, self._ended = self._ended, []
         return ended
@@ -299,9 +299,6 @@ class Scheduler:
         self.preemptions += 1
         self._start([seq])
 
-    def _park(self, seq: Sequence) -> None:
-        """Its adapter left the device."""
-        if seq.status is Status.RUNNING:
     def _set_aside(self, seq: Sequence) -> None:
         """Its reader is behind: what it holds is for others, and it is not preempted for them."""
         if seq.status is Status.RUNNING:
@@ -312,6 +309,9 @@ class Scheduler:
             return
         seq.status = Status.PAUSED
 
+    def _park(self, seq: Sequence) -> None:
+        """Its adapter left the device."""
+        if seq.status is Status.RUNNING:
             self._preempt(seq)
         elif seq.status is Status.QUEUED:
             self._queue.remove(seq)
@@ -333,10 +333,10 @@ class Scheduler:
         siblings.remove(seq)
         if not siblings:
             del self._requests[seq.request.id]
+            self._paused.discard(seq.request.id)
         seq.status = Status.ENDED
         seq.finish = finish
         self._ended.append(seq)
-            self._paused.discard(seq.request.id)
 
     def _end_all(self, seqs: Iterable[Sequence], finish: Finish) -> None:
         """Ends those that live; where they held siblings back, one of these takes over."""

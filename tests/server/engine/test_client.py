@@ -10,8 +10,8 @@ from scripted_engine import INFO, Hangup, ScriptedEngine
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.client import (
-    EngineClient,
     MANY_UNREAD,
+    EngineClient,
     EngineError,
     EngineStartError,
     EngineUnavailable,
@@ -28,14 +28,14 @@ from weft.server.engine.messages import (
     Load,
     Loaded,
     LoadReport,
-    Pin,
     Pause,
+    Pin,
     Progress,
     Sampling,
     Stop,
     Tokens,
-)
     Unload,
+)
 
 CONFIG = EngineConfig(model="m", store="s")
 REPORT = LoadReport(

@@ -293,6 +293,10 @@ def reach(world: World, state: str) -> None:
         case "held":
             add(request("r", 60, n=2))
             world.step()
+        case "paused":
+            add(request("r", n=2))
+            world.step()
+            world.scheduler.pause("r", paused=True)
         case "ended":
             add(request("r", max_tokens=1))
             world.step()
@@ -318,47 +322,6 @@ def test_an_abort_ends_a_request_in_any_state_and_frees_what_it_held(state: str)
     world.run()
 
 
-def test_what_ends_while_its_step_runs_takes_no_token() -> None:
-    world = World()
-    for name in "ab":
-        world.scheduler.add(request(name, max_tokens=2))
-    plan = world.scheduler.plan()
-    world.scheduler.abort("a")
-    world.scheduler.commit(plan, [7, 8])
-    world.settle()
-    assert world.ended == {("a", 0): Finish("abort")}
-    assert world.tokens["a", 0] == []
-    world._prefixes.clear()
-    world.scheduler.abort("b")
-    world.settle()
-    assert world.tokens["b", 0] == [8]
-
-
-        case "paused":
-            add(request("r", n=2))
-            world.step()
-            world.scheduler.pause("r", paused=True)
-def test_one_failing_sequence_leaves_the_others_alone() -> None:
-    world = World()
-    for name in "ab":
-        world.scheduler.add(request(name))
-    plan = world.step()
-    world.scheduler.fail(plan.items[0].seq, "internal_error")
-    world.run()
-    assert world.ended["a", 0] == Finish("error", error="internal_error")
-    assert world.ended["b", 0] == Finish("length")
-
-
-# ---- fairness
-
-
-def backlog(
-    world: World, tenant: str, weight: float, prompt: int, answer: int
-) -> Callable[[], None]:
-    """Keeps three requests of a tenant waiting, whatever is served."""
-    number = 0
-
-    def fill() -> None:
 def test_a_paused_request_leaves_its_place_and_loses_no_token() -> None:
     world = World(limits(max_num_seqs=1))
     world.scheduler.add(request("slow", 4, 8))
@@ -398,6 +361,43 @@ def test_pausing_what_is_over_is_nothing() -> None:
         assert world.scheduler.awaited == 0
 
 
+def test_what_ends_while_its_step_runs_takes_no_token() -> None:
+    world = World()
+    for name in "ab":
+        world.scheduler.add(request(name, max_tokens=2))
+    plan = world.scheduler.plan()
+    world.scheduler.abort("a")
+    world.scheduler.commit(plan, [7, 8])
+    world.settle()
+    assert world.ended == {("a", 0): Finish("abort")}
+    assert world.tokens["a", 0] == []
+    world._prefixes.clear()
+    world.scheduler.abort("b")
+    world.settle()
+    assert world.tokens["b", 0] == [8]
+
+
+def test_one_failing_sequence_leaves_the_others_alone() -> None:
+    world = World()
+    for name in "ab":
+        world.scheduler.add(request(name))
+    plan = world.step()
+    world.scheduler.fail(plan.items[0].seq, "internal_error")
+    world.run()
+    assert world.ended["a", 0] == Finish("error", error="internal_error")
+    assert world.ended["b", 0] == Finish("length")
+
+
+# ---- fairness
+
+
+def backlog(
+    world: World, tenant: str, weight: float, prompt: int, answer: int
+) -> Callable[[], None]:
+    """Keeps three requests of a tenant waiting, whatever is served."""
+    number = 0
+
+    def fill() -> None:
         nonlocal number
         waiting = sum(seq.tenant.id == tenant for seq in world.scheduler._queue)
         for _ in range(3 - waiting):
