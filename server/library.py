@@ -76,6 +76,11 @@ class Library:
         for adapter in self.all(tenant):
             self._metrics.register(AdapterLabel(tenant.id, adapter.name), adapter.digest)
 
+    def retire(self, tenant: TenantContext) -> None:
+        """The tenant is gone: there are no series of its adapters any more, which stay stored."""
+        for adapter in self.all(tenant):
+            self._metrics.forget(AdapterLabel(tenant.id, adapter.name))
+
     def all(self, tenant: TenantContext) -> Iterator[Adapter]:
         """All of a tenant's adapters, by name."""
         after = ""

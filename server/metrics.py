@@ -91,6 +91,10 @@ class Metrics:
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, ("model_name",), registry=self._registry).labels(self.model_name)
 
+    def add(self, collector: Collector) -> None:
+        """Takes in the series of another part of the server."""
+        self._registry.register(collector)
+
     def render(self) -> bytes:
         """Prometheus' text format."""
         return generate_latest(self._registry)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import secrets
 import signal
 import socket
@@ -33,11 +34,14 @@ from weft.server.engine.client import (
 )
 from weft.server.engine.messages import EngineConfig, EngineInfo
 from weft.server.errors import ApiError
+from weft.server.exposure import check_exposure
 from weft.server.services import Services
 from weft.server.settings import AdapterSource, Settings
-from weft.server.tenants import TenantsInvalid
+from weft.server.tenants_file import TenantsInvalid
+from weft.server.tenants_watch import check_pages, follow
 from weft.server.text import Text
 
+log = logging.getLogger("weft.tenants")
 BACKLOG = 2048
 GRACE_SECONDS = 10
 PRUNING_SECONDS = 600
@@ -79,10 +83,12 @@ class _Launch:
 
 
 def serve(settings: Settings, view: View, examples: Path | None = None) -> None:
-    """Serves until it is interrupted; `examples` as `create_app` takes it. Raises StartError.
+    """Serves until it is interrupted; `examples` as `create_app` takes it.
 
-    What can be told without the engine is told first: a model is loaded for minutes.
+    What can be told without the engine is told first: a model is loaded for minutes. Raises
+    StartError and SettingsError.
     """
+    check_exposure(settings)
     sources = adapter_sources(settings)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(listen(settings.host, settings.port))
@@ -261,9 +267,22 @@ async def _until_ended(
 async def _start(launch: _Launch, services: Services, ready: asyncio.Task[EngineInfo]) -> None:
     """Finishes the start, and then does from time to time what no request asks for."""
     await _finish_start(launch, services, ready)
+    await asyncio.gather(_prune(services), follow(services, partial(_welcome, launch, services)))
+
+
+async def _prune(services: Services) -> None:
     while True:
         await services.library.prune_all()
         await asyncio.sleep(PRUNING_SECONDS)
+
+
+async def _welcome(launch: _Launch, services: Services, tenant: TenantContext) -> None:
+    """Gives a new tenant what all have from the beginning."""
+    for source in launch.sources:
+        try:
+            await _install(services, tenant, source)
+        except StartError as error:
+            log.error("tenant %s does not get an adapter: %s", tenant.id, error)
 
 
 async def _finish_start(
@@ -274,6 +293,8 @@ async def _finish_start(
         info = await ready
     except EngineStartError as error:
         raise StartError(str(error)) from None
+    _named("--tenants", lambda: check_pages(services.tenants.policy, info.pages), TenantsInvalid)
+    services.engine.reserve(services.tenants.contexts)
     await services.library.restore_pins()
     for done, source in enumerate(launch.sources):
         launch.view.progress("adapters", done, len(launch.sources))

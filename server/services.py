@@ -14,6 +14,7 @@ from weft.server.metrics import Metrics
 from weft.server.router import Router
 from weft.server.settings import Settings
 from weft.server.tenants import Tenants
+from weft.server.tenants_metrics import TenantsCollector
 from weft.server.text import Text
 
 _MOST_IN_BACKGROUND = 16
@@ -42,6 +43,7 @@ class Services:
         tenants = Tenants.of(settings)
         names = base_names(settings)
         metrics = Metrics(names[0], lambda: engine.stats, lambda: _slots(engine))
+        metrics.add(TenantsCollector(tenants))
         admission = Admission(settings.max_num_seqs + settings.max_queue, tenants)
         library = Library(engine, registry, metrics, tenants, names, settings.retention)
         for tenant in tenants.contexts:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weft.server import demo as embedded
-from weft.server.cli.console import Refusal, out
+from weft.server.cli.console import Refusal, complain, out
 from weft.server.cli.startup import StartupView
 from weft.server.engine.messages import EngineInfo
 from weft.server.settings import AdapterSource, Settings, Sourced
@@ -55,12 +55,18 @@ class DemoView(StartupView):
 
 
 def _run(settings: Settings, view: StartupView, examples: Path | None = None) -> None:
+    from weft.server.exposure import is_open_to_all
     from weft.server.serve import StartError, serve  # FastAPI, uvicorn: not for other commands
 
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.root.level))
+    if is_open_to_all(settings):
+        complain(
+            f"WARNING: --host {settings.host} without --api-key or --tenants: whoever reaches this "
+            "address can use the model and load, replace and remove adapters"
+        )
     try:
         serve(settings, view, examples)
     except StartError as error:
