@@ -6,6 +6,7 @@ Knows no versions; the arena says which slot holds what, the wrapped module comp
 import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -21,6 +22,15 @@ Table = LowRankTable | SlotTable[Any]
 Verb = TypeVar("Verb")
 
 
+@dataclass(frozen=True, slots=True)
+class Active:
+    """The tables in which some slots have operations, with their verbs, in the stages' order."""
+
+    inputs: tuple[tuple[InputVerb, Table], ...]
+    outputs: tuple[tuple[OutputVerb, Table], ...]
+    ends: tuple[tuple[OutputVerb, Table], ...]
+
+
 class ModuleTables:
     """The operations by slot on one module, or on one map of a layer of experts.
 
@@ -28,6 +38,7 @@ class ModuleTables:
     stages: what the module can take, if its type does not tell
     in_use: called with the kinds of operations that slots have, each time that changes
 
+    dtype: the arena's
     low_rank: the low-rank pairs, or None where the module cannot take any
     inputs, outputs, ends: the tables in use with their verbs, in the order of the stages
     """
@@ -47,6 +58,9 @@ class ModuleTables:
         self._users: Counter[type[Operation]] = Counter()
         self._used: set[type[Operation]] = set()
         self._tables: dict[type[Operation], SlotTable[Any]] = {}
+        self._asked: frozenset[int] | None = None
+        self._active: Active | None = None
+        self.dtype = arena.dtype
         self.low_rank = _low_rank_table(module, arena, slots)
         self.inputs: tuple[tuple[InputVerb, Table], ...] = ()
         self.outputs: tuple[tuple[OutputVerb, Table], ...] = ()
@@ -60,6 +74,16 @@ class ModuleTables:
         """Whether any of `slots` has an operation here."""
         return not self._kinds.keys().isdisjoint(slots)
 
+    def active(self, slots: frozenset[int]) -> Active | None:
+        """What the operations of these slots are; None where they have none here.
+
+        Found once for a set that is asked for again, as each step asks for its own.
+        """
+        if slots is not self._asked:
+            self._asked = slots
+            self._active = self._of(slots) if self.any_in(slots) else None
+        return self._active
+
     @property
     def in_use(self) -> bool:
         """Whether any slot has an operation here."""
@@ -72,6 +96,7 @@ class ModuleTables:
     def set(self, slot: int, ops: Sequence[Operation]) -> None:
         """Lets `slot` compute with operations whose tensors are views of the arena."""
         self.clear(slot)
+        self._asked = None
         self._kinds[slot] = tuple(type(op) for op in ops)
         self._users.update(self._kinds[slot])
         for op in ops:
@@ -81,6 +106,7 @@ class ModuleTables:
     def clear(self, slot: int) -> None:
         """Lets `slot` change nothing."""
         kinds = self._kinds.pop(slot, None)
+        self._asked = None
         if kinds is not None:
             self._users.subtract(kinds)
             for kind in kinds:
@@ -117,6 +143,13 @@ class ModuleTables:
             self.outputs = self._in_order(self._stages.outputs)
             self.ends = self._in_order(self._stages.ends)
             self._in_use(used)
+
+    def _of(self, slots: frozenset[int]) -> Active:
+        return Active(
+            inputs=tuple(each for each in self.inputs if each[1].any_in(slots)),
+            outputs=tuple(each for each in self.outputs if each[1].any_in(slots)),
+            ends=tuple(each for each in self.ends if each[1].any_in(slots)),
+        )
 
     def _in_order(self, verbs: Mapping[type[Operation], Verb]) -> tuple[tuple[Verb, Table], ...]:
         return tuple(

@@ -12,13 +12,15 @@ from transformers import PreTrainedModel
 
 from weft.adapters.base import BaseModules
 from weft.adapters.experts import EXPERT_ROWS, AdaptedExperts
-from weft.adapters.module_tables import ModuleTables
+from weft.adapters.module_tables import Active, ModuleTables
 from weft.adapters.operations import Bottleneck, VirtualTokens
 from weft.adapters.overridable import Overridable, RowLayout
 from weft.adapters.stages import ATTENTION, sublayer_stages
 from weft.adapters.step_state import StepState, check_rows
 from weft.adapters.sublayers import Residual, Sublayer, sublayers_of
 from weft.kernels.segments import Segments
+
+_MANY_ROWS = 64
 
 
 class Adapted(nn.Module):
@@ -55,17 +57,12 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: the step's rows in order, as the base module takes them."""
         segments = self.segments()
-        y: Tensor
-        if self.tables.any_in(segments.slots):
-            rows = self.rows(x)
-            check_rows(len(rows), segments)
-            y = self.adapted(x, rows, segments)
-        else:
-            y = self.base(x)
+        active = self.tables.active(segments.slots)
+        y: Tensor = self.base(x) if active is None else self.adapted(x, active, segments)
         if self.state.layers:
             self.add_layers(y.view(-1, y.shape[-1]), self.rows(x))
-        for change, table in self.tables.ends:
-            if table.any_in(segments.slots):
+        if active is not None:
+            for change, table in active.ends:
                 change(y.view(-1, y.shape[-1]), self.rows(x), table, segments)
         return y
 
@@ -92,27 +89,25 @@ class Adapted(nn.Module):
         """`x` with one row of the step in each row."""
         return x.reshape(-1, x.shape[-1])
 
-    def adapted(self, x: Tensor, rows: Tensor, segments: Segments) -> Tensor:
+    def adapted(self, x: Tensor, active: Active, segments: Segments) -> Tensor:
         """The base's output of `x`, changed by the operations of the segments' slots."""
-        slots = segments.slots
-        if self.tables.inputs:
-            rows = self._changed(rows, segments)
+        rows = self.rows(x)
+        check_rows(len(rows), segments)
+        if active.inputs:
+            rows = rows.clone()  # others see them too
+            for change, table in active.inputs:
+                change(rows, table, segments)
             x = rows.view(x.shape)
         y: Tensor = self.base(x)
         results = y.view(-1, y.shape[-1])
-        for change, table in self.tables.outputs:
-            if table.any_in(slots):
-                change(results, rows, table, segments)
+        # Where several operations change few rows, to widen and round them once is faster.
+        together = len(active.outputs) > 1 and len(rows) < _MANY_ROWS
+        wide = results.to(self.tables.dtype) if together else results
+        for apply, table in active.outputs:
+            apply(wide, rows, table, segments)
+        if wide is not results:
+            results.copy_(wide)
         return y
-
-    def _changed(self, rows: Tensor, segments: Segments) -> Tensor:
-        """The inputs with some rows changed, in a copy if any are: others see them too."""
-        changes = [(v, t) for v, t in self.tables.inputs if t.any_in(segments.slots)]
-        if changes:
-            rows = rows.clone()
-        for change, table in changes:
-            change(rows, table, segments)
-        return rows
 
 
 class AdaptedLinear(Adapted):

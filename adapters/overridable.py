@@ -54,11 +54,14 @@ class Overridable:
 
     def forward(self, *args: Tensor) -> Any:
         """As the base computes it, but for the rows of slots that change it."""
-        result = self.computed(*args)
         segments = self.state.segments
         if not self._overrides.any_in(segments.slots):
-            return result
+            return self.computed(*args)
         check_rows(args[0].shape[self._layout.arguments[0]], segments)
+        (first, *others) = segments
+        if not others and first.stop - first.start == segments.rows:
+            return self.overridden(self._overrides[first.slot], first.slot, *args)
+        result = self.computed(*args)
         results = result if isinstance(result, tuple) else (result,)
         for segment in segments:
             module = self._overrides.get(segment.slot)

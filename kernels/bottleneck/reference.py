@@ -1,8 +1,9 @@
 """The bottleneck verb in plain torch, computed in the dtype of the networks."""
 
+import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
+from weft.kernels.batched import widened
 from weft.kernels.bottleneck.network import ACTIVATIONS, Network
 from weft.kernels.segments import Segments
 from weft.kernels.slot_table import SlotTable
@@ -12,18 +13,23 @@ def bottleneck_add_(
     y: Tensor, residual: Tensor, table: SlotTable[Network], segments: Segments
 ) -> None:
     """See `weft.kernels.bottleneck.bottleneck_add_`."""
-    for rows, network in table.rows(segments):
-        x = _tapped(y[rows], residual[rows], network)
-        hidden = ACTIVATIONS[network.activation](linear(x, network.down, network.down_bias))
-        y[rows].add_(linear(hidden, network.up, network.up_bias))
+    for run, wide in widened(y, table, segments):
+        beside = run.split(residual[run.rows])
+        for slot, part, other in zip(run.slots, run.split(wide), beside, strict=True):
+            network = table[slot]
+            x = _tapped(part, other, network)
+            hidden = torch.addmm(network.down_bias, x, network.down.T)
+            added = torch.addmm(
+                network.up_bias, ACTIVATIONS[network.activation](hidden), network.up.T
+            )
+            part.add_(added)
 
 
 def _tapped(y: Tensor, residual: Tensor, network: Network) -> Tensor:
-    dtype = network.down.dtype
     match network.tap:
         case "output":
-            return y.to(dtype)
+            return y
         case "residual":
-            return residual.to(dtype)
+            return residual.to(y.dtype)
         case "sum":
-            return y.to(dtype) + residual.to(dtype)
+            return y + residual

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from weft.kernels.batched import widened
 from weft.kernels.segments import Segments
 from weft.kernels.slot_table import SlotTable
 
@@ -16,8 +17,11 @@ with warnings.catch_warnings():  # torch says once that this format is in beta
 
 def dense_add_(y: Tensor, x: Tensor, table: SlotTable[tuple[Tensor]], segments: Segments) -> None:
     """See `weft.kernels.dense.dense_add_`."""
-    for rows, (matrix,) in table.rows(segments):
-        y[rows].add_(linear(x[rows].to(matrix.dtype), matrix))
+    for run, wide in widened(y, table, segments):
+        inputs = run.split(x[run.rows].to(wide.dtype))
+        for slot, part, own in zip(run.slots, run.split(wide), inputs, strict=True):
+            (matrix,) = table[slot]
+            part.addmm_(own, matrix.T)
 
 
 def sparse_add_(
@@ -34,6 +38,9 @@ def kronecker_add_(
     y: Tensor, x: Tensor, table: SlotTable[tuple[Tensor, Tensor]], segments: Segments
 ) -> None:
     """See `weft.kernels.dense.kronecker_add_`."""
-    for rows, (outer, inner) in table.rows(segments):
-        parts = x[rows].to(inner.dtype).view(-1, outer.shape[1], inner.shape[1])
-        y[rows].add_((outer @ linear(parts, inner)).flatten(1))
+    for run, wide in widened(y, table, segments):
+        inputs = run.split(x[run.rows].to(wide.dtype))
+        for slot, part, own in zip(run.slots, run.split(wide), inputs, strict=True):
+            outer, inner = table[slot]
+            grid = own.view(-1, outer.shape[1], inner.shape[1])
+            part.add_((outer @ linear(grid, inner)).flatten(1))

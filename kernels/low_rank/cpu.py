@@ -4,81 +4,82 @@ Measured (benchmarks/LOG.md): float32 wins for few rows whatever the base's dtyp
 bfloat16 matmul of one row pays 20 us to start; from 64 rows on the base's own dtype wins.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from weft.kernels.low_rank.table import Factors, LowRankTable
+from weft.kernels.low_rank.table import LowRankTable
 from weft.kernels.segments import Segment, Segments
 
 LONG_SEGMENT_ROWS = 64
 
+Owner = tuple[int, int]
+"""A slot and an expert."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Segments without a base row between them, short ones together, a long one alone."""
+    """Segments without a base row between them, short ones together, a long one alone.
 
-    start: int
-    stop: int
-    slots: tuple[int, ...]
-    experts: tuple[int, ...]
+    rows: of the step   sizes: how many of them each owner has
+    is_long: whether this is one segment that is faster in the dtype of y
+    """
+
+    rows: slice
+    owners: tuple[Owner, ...]
+    slots: frozenset[int]
     sizes: tuple[int, ...]
+    is_long: bool
 
-    @property
-    def is_long(self) -> bool:
-        """Whether this is one segment that is faster in the dtype of y."""
-        return self.stop - self.start >= LONG_SEGMENT_ROWS and len(self.slots) == 1
+    def split(self, sums: Tensor, inputs: Tensor) -> Iterable[tuple[Owner, Tensor, Tensor]]:
+        """Each owner with its part of two tensors that hold the run's rows."""
+        if len(self.owners) == 1:
+            return ((self.owners[0], sums, inputs),)
+        parts = sums.split_with_sizes(self.sizes), inputs.split_with_sizes(self.sizes)
+        return zip(self.owners, *parts, strict=True)
 
 
 def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_add_`."""
-    for run, sums in _accumulators(y, table, segments):
-        inputs = _as(x[run.start : run.stop], sums.dtype)
-        for (a, b), rows, out in _parts(run, inputs, sums, table):
-            out.addmm_(rows.mm(_as(a, sums.dtype)), _as(b, sums.dtype))
+    _add(y, x, table, segments, torch.mm)
 
 
 def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_embed_add_`."""
-    for run, sums in _accumulators(y, table, segments):
-        for (a, b), tokens, out in _parts(run, ids[run.start : run.stop], sums, table):
-            out.addmm_(_as(a.index_select(0, tokens), sums.dtype), _as(b, sums.dtype))
+    _add(y, ids, table, segments, _look_up)
 
 
-def _parts(
-    run: Run, inputs: Tensor, sums: Tensor, table: LowRankTable
-) -> Iterator[tuple[Factors, Tensor, Tensor]]:
-    """The factors of each segment whose slot has some, with its part of the inputs and sums."""
-    for slot, expert, rows, out in zip(
-        run.slots,
-        run.experts,
-        inputs.split_with_sizes(run.sizes),
-        sums.split_with_sizes(run.sizes),
-        strict=True,
-    ):
-        factors = table.factors(slot, expert)
-        if factors is not None:
-            yield factors, rows, out
-
-
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)` without its microsecond where there is nothing to do."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def _accumulators(
-    y: Tensor, table: LowRankTable, segments: Segments
-) -> Iterator[tuple[Run, Tensor]]:
-    """Each run that `table` knows, with the tensor to add to; written back to y when resumed."""
+def _add(
+    y: Tensor,
+    x: Tensor,
+    table: LowRankTable,
+    segments: Segments,
+    shrink: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """`y[s] += shrink(x[s], aᵀ) b`; this runs in each layer, and a call of Python is not free."""
     for run in segments.once(_runs):
-        if table.any_in(run.slots):
-            rows = y[run.start : run.stop]
-            sums = rows if run.is_long else _as(rows, torch.float32)
-            yield run, sums
-            if sums is not rows:
-                rows.copy_(sums)
+        if not table.any_in(run.slots):
+            continue
+        dtype = y.dtype if run.is_long else torch.float32
+        rows, inputs = y[run.rows], x[run.rows]
+        sums = rows if rows.dtype == dtype else rows.to(dtype)
+        if inputs.dtype != dtype and inputs.is_floating_point():
+            inputs = inputs.to(dtype)
+        for owner, part, own in run.split(sums, inputs):
+            factors = table.factors(*owner)
+            if factors is not None:
+                a, b = factors
+                if a.dtype != dtype:
+                    a, b = a.to(dtype), b.to(dtype)
+                part.addmm_(shrink(own, a), b)
+        if sums is not rows:
+            rows.copy_(sums)
+
+
+def _look_up(ids: Tensor, a: Tensor) -> Tensor:
+    return a.index_select(0, ids)
 
 
 def _runs(segments: Segments) -> tuple[Run, ...]:
@@ -88,18 +89,20 @@ def _runs(segments: Segments) -> tuple[Run, ...]:
             runs[-1].append(segment)
         else:
             runs.append([segment])
-    return tuple(
-        Run(
-            start=run[0].start,
-            stop=run[-1].stop,
-            slots=tuple(segment.slot for segment in run),
-            experts=tuple(segment.expert for segment in run),
-            sizes=tuple(segment.stop - segment.start for segment in run),
-        )
-        for run in runs
-    )
+    return tuple(map(_run, runs))
 
 
 def _joins(before: Segment, segment: Segment) -> bool:
     short = max(before.stop - before.start, segment.stop - segment.start) < LONG_SEGMENT_ROWS
     return short and before.stop == segment.start
+
+
+def _run(segments: list[Segment]) -> Run:
+    rows = slice(segments[0].start, segments[-1].stop)
+    return Run(
+        rows=rows,
+        owners=tuple((segment.slot, segment.expert) for segment in segments),
+        slots=frozenset(segment.slot for segment in segments),
+        sizes=tuple(segment.stop - segment.start for segment in segments),
+        is_long=len(segments) == 1 and rows.stop - rows.start >= LONG_SEGMENT_ROWS,
+    )

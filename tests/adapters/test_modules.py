@@ -110,6 +110,7 @@ def test_rows_of_an_override_see_its_parameters(case: str) -> None:
     assert (expected - base[1]).abs().max() > 0.01
     assert torch.allclose(logits[1], expected, atol=1e-5)
     assert torch.equal(logits[::2], base[::2])
+    assert torch.allclose(model.logits(IDS, [0, 0, 0])[1], expected, atol=1e-5)
     model.arena.clear(0)
     assert torch.equal(model.logits(IDS, [0, 0, 0]), base)
 
