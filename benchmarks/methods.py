@@ -2,12 +2,14 @@
 
     python benchmarks/methods.py
 
-Base and adapter steps take turns in one process; a figure is the median of the turns' own ratios.
+Each adapter step follows a base step in one process; a figure is the median of such pairs' ratios.
 Updates results/methods.json family by family and prints a table. `families.py` says what is what.
 """
 
 import json
+import os
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from weft.adapters.plan import AdapterPlan
+from weft.server.engine.launch import TORCH_SETTINGS
 
 NAME = "methods"
 MIX = "all methods"
@@ -58,7 +61,7 @@ class Load:
 def main(
     models: Annotated[str, typer.Option(help="embedded, half-billion, or both")] = "both",
     methods: Annotated[str, typer.Option(help="names of families, by semicolons; or all")] = "",
-    turns: Annotated[int, typer.Option(help="steps of each kind that are timed")] = 11,
+    turns: Annotated[int, typer.Option(help="steps of each kind that are timed")] = 15,
     context: Annotated[int, typer.Option(help="tokens that each row attends to")] = 64,
     adapter_gib: Annotated[float, typer.Option(help="memory for adapters")] = 4.0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
@@ -97,12 +100,12 @@ def measure(
     sides = mixed(decoder) if name == MIX else alone(decoder, name)
     steps = {side: decoder.decode(adapters) for side, (adapters, _) in sides.items()}
     plain = decoder.decode([])
-    seconds: dict[str, list[float]] = {side: [] for side in ("base", *steps)}
+    pairs: dict[str, list[tuple[float, float]]] = {side: [] for side in steps}
     for turn in range(turns + 2):
-        for side, plan in (("base", plain), *steps.items()):
-            taken = decoder.seconds(plan)
+        for side, plan in steps.items():
+            pair = decoder.seconds(plain), decoder.seconds(plan)
             if turn > 1:  # the first turns warm up
-                seconds[side].append(taken)
+                pairs[side].append(pair)
     itemsize = decoder.host.facts.dtype.itemsize
     load = Load(
         base.step_bytes // 2 * itemsize + decoder.cache_bytes, base.step_bytes // 2 * 2 * ROWS
@@ -110,10 +113,9 @@ def measure(
     return {
         "methods": FAMILIES[name].methods if name in FAMILIES else "one or two rows of each",
         "adapter_bytes": decoder.stored_bytes(next(iter(sides.values()))[1][0]),
-        "base_tokens_per_second": ROWS / statistics.median(seconds["base"]),
         "limits": {"bandwidth": limits.bandwidth, "flops": limits.flops},
         "sides": {
-            side: figures(seconds["base"], seconds[side], load, added(plans, itemsize), limits)
+            side: figures(pairs[side], load, added(plans, itemsize), limits)
             | {"distinct": len(plans)}
             for side, (_, plans) in sides.items()
         },
@@ -154,18 +156,23 @@ def added(plans: Sequence[AdapterPlan], itemsize: int) -> Load:
 
 
 def figures(
-    base: list[float], side: list[float], load: Load, more: Load, limits: Limits
+    pairs: list[tuple[float, float]], load: Load, more: Load, limits: Limits
 ) -> dict[str, Any]:
-    """Speed, its ratio to the base turn by turn, and what the limits of the machine allow."""
-    ratios = sorted(b / s for b, s in zip(base, side, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    """Speed, its ratio to the base pair by pair, and what the limits of the machine allow.
+
+    pairs: seconds of a base step and of the step after it
+    """
+    low, middle, high = statistics.quantiles((base / side for base, side in pairs), n=4)
+    base, side = zip(*pairs, strict=True)
     floor = load.seconds(limits) / (load + more).seconds(limits)
     # One row an adapter is bound by memory where the base is bound by computing.
     apart = load.seconds(limits) / (load.seconds(limits) + more.seconds(limits))
     return {
+        "base_tokens_per_second": ROWS / statistics.median(base),
         "tokens_per_second": ROWS / statistics.median(side),
         "to_base": middle,
         "to_base_quartiles": [low, high],
+        "to_base_fastest": min(base) / min(side),
         "added_bytes": more.bytes / load.bytes,
         "added_flops": more.flops / load.flops,
         "floor_to_base": floor,
@@ -192,15 +199,16 @@ def show(results: dict[str, Any]) -> None:
         table = Table(title=f"{model}, {kept['settings']}")
         for column in (
             "family",
-            "side",
             "adapters",
             "KiB each",
             "tokens/s",
-            "to base (quartiles)",
-            "more bytes",
-            "more FLOPs",
-            "floor's own",
-            "one after the other",
+            "to base",
+            "quartiles",
+            "fastest",
+            "bytes",
+            "FLOPs",
+            "floor's",
+            "in turn",
             "over floor",
         ):
             table.add_column(column, justify="right")
@@ -209,13 +217,14 @@ def show(results: dict[str, Any]) -> None:
                 low, high = found["to_base_quartiles"]
                 table.add_row(
                     name,
-                    side,
-                    str(found["distinct"]),
+                    f"{found['distinct']}{' mixed' * (side == 'mix')}",
                     f"{entry['adapter_bytes'] / 1024:,.0f}",
                     f"{found['tokens_per_second']:.0f}",
-                    f"{found['to_base']:.3f} ({low:.3f}–{high:.3f})",
-                    f"{found['added_bytes']:.1%}",
-                    f"{found['added_flops']:.1%}",
+                    f"{found['to_base']:.3f}",
+                    f"{low:.2f}–{high:.2f}",
+                    f"{found['to_base_fastest']:.3f}",
+                    f"+{found['added_bytes']:.1%}",
+                    f"+{found['added_flops']:.1%}",
                     f"{found['floor_to_base']:.3f}",
                     f"{found['floor_to_base_one_after_the_other']:.3f}",
                     f"{found['to_base_over_floor']:.3f}",
@@ -224,4 +233,6 @@ def show(results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    if not TORCH_SETTINGS.keys() <= os.environ.keys():  # torch reads them when it is loaded
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**TORCH_SETTINGS, **os.environ})
     typer.run(main)

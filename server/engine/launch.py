@@ -1,6 +1,7 @@
 """Starts an engine: in a process of its own, or (for tests) in a thread behind the same socket."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -8,9 +9,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from weft.server import logs
 from weft.server.engine.connection import socket_pair
 
 STOP_SECONDS = 5.0
+TORCH_SETTINGS = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Variables of an engine's environment: tensors on large pages, which are read faster in pieces."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,19 @@ class Launched:
     terminate: Callable[[], None] = lambda: None
 
 
-def launch_process() -> Launched:
-    """Starts `python -m weft.server.engine.process` with the far end of a socket pair."""
+def launch_process(log_level: str = "info") -> Launched:
+    """Starts `python -m weft.server.engine.process` with the far end of a socket pair.
+
+    log_level: from which on it and what it starts log
+    """
     near, far = socket_pair()
     command = [sys.executable, "-P", "-m", "weft.server.engine.process", str(far.fileno())]
-    process = subprocess.Popen(command, pass_fds=[far.fileno()], start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        pass_fds=[far.fileno()],
+        start_new_session=True,
+        env={**TORCH_SETTINGS, **os.environ, logs.VARIABLE: log_level},
+    )
     far.close()
 
     def end() -> None:
