@@ -30,7 +30,7 @@ def test_what_was_made_of_widened_rows_is_taken_over() -> None:
     y[0] = torch.nan
     for run, wide in widened(y, table(), SEGMENTS):
         assert wide.dtype == torch.float32
-        wide += torch.arange(run.start, run.stop)[:, None]
+        wide.add_(torch.arange(run.start, run.stop)[:, None])
     assert y[0].isnan().all()
     assert y[1:, 0].tolist() == [1.0 + row for row in range(1, 10)]
 
