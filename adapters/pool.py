@@ -52,6 +52,7 @@ class Pool:
         self.slots = slots
         self.align = align
         self.evictions = 0
+        self._evicted: list[str] = []
         self._space = Extents(self.capacity)
         self._free_slots = list(range(slots))[::-1]
         self._generations = [0] * slots
@@ -78,6 +79,7 @@ class Pool:
         victims, space, room = found
         evicted = tuple(self._remove(victim) for victim in victims)
         self.evictions += len(evicted)
+        self._evicted += victims
         self._space = space
         slot = self._free_slots.pop()
         self._generations[slot] += 1
@@ -113,6 +115,11 @@ class Pool:
         if found is None:
             raise AdapterTooLarge("adapter", self._no_room(sum(sizes)))
         return tuple(digest for digest in found[0] if digest in busy)
+
+    def take_evicted(self) -> tuple[str, ...]:
+        """The versions evicted since the last call, each as often as it was."""
+        evicted, self._evicted = tuple(self._evicted), []
+        return evicted
 
     # ---- use
 

@@ -174,6 +174,10 @@ class Residency:
         """Versions that had to leave the device for others."""
         return self._pool.evictions
 
+    def take_evicted(self) -> tuple[str, ...]:
+        """Those of them that left since the last call, each as often as it did."""
+        return self._pool.take_evicted()
+
     @property
     def loads(self) -> int:
         """Versions read from disk, failed ones included."""

@@ -44,6 +44,7 @@ class AdapterCounts:
     generation_tokens: int = 0
     first_tokens: int = 0
     first_token_seconds: float = 0.0
+    queue_seconds: float = 0.0
     load_seconds: float = 0.0
 
 
@@ -51,14 +52,19 @@ class Metrics:
     """All series of one server, in a registry of their own.
 
     model_name: the base's name in the API   stats: the engine's latest, None while it is away
-    slots: how many adapters the device holds at a time
+    slots: how many adapters the device holds at a time   evictions: from there, by digest
     """
 
     def __init__(
-        self, model_name: str, stats: Callable[[], Stats | None], slots: Callable[[], int]
+        self,
+        model_name: str,
+        stats: Callable[[], Stats | None],
+        slots: Callable[[], int],
+        evictions: Callable[[], Mapping[str, int]],
     ) -> None:
         self.model_name = model_name
         self.slots = slots
+        self.evictions = evictions
         self.stats = stats
         self.adapters: dict[AdapterLabel, AdapterCounts] = {}
         self._latest: Stats | None = None
@@ -66,6 +72,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.time_to_first_token = self._histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT
+        )
+        self.queue_time = self._histogram(
+            "vllm:request_queue_time_seconds", "Arrival to the first step.", _TTFT
         )
         self.inter_token_latency = self._histogram(
             "vllm:inter_token_latency_seconds", "Between two tokens of an answer.", _ITL
@@ -132,12 +141,16 @@ class RequestTimer:
         """versions: digests of the versions that answer, by their adapters."""
         self._metrics = metrics
         self._labels = tuple(versions)
-        self._arrival = time.monotonic()
+        self._arrival = self._begun = time.monotonic()
         self._last: dict[int, float] = {}
         for label, digest in versions.items():
             state, counts = metrics.states().get(digest), metrics.adapters.get(label)
             if state is not None and state.tier == "device" and counts is not None:
                 counts.hits += 1
+
+    def begin(self) -> None:
+        """The request goes to the engine: it has its turn among its tenant's own."""
+        self._begun = time.monotonic()
 
     def token(self, choice: int) -> None:
         """A choice got one or more tokens."""
@@ -148,15 +161,21 @@ class RequestTimer:
             self._metrics.inter_token_latency.observe(now - self._last[choice])
         self._last[choice] = now
 
-    def end(self, prompt_tokens: int, generation_tokens: int) -> None:
-        """The request is over, one way or another."""
+    def end(self, prompt_tokens: int, generation_tokens: int, queued: float) -> None:
+        """The request is over, one way or another; `queued`: seconds that it waited in the engine.
+
+        One that got no token counts for nothing.
+        """
         if not self._last:
             return
+        queued += self._begun - self._arrival
+        self._metrics.queue_time.observe(queued)
         self._metrics.e2e_latency.observe(time.monotonic() - self._arrival)
         self._metrics.prompt_tokens.inc(prompt_tokens)
         self._metrics.generation_tokens.inc(generation_tokens)
         for counts in self._counts():
             counts.requests += 1
+            counts.queue_seconds += queued
             counts.prompt_tokens += prompt_tokens
             counts.generation_tokens += generation_tokens
 
@@ -198,7 +217,7 @@ class _EngineCollector(Collector):
             "weft_steps": ("Forward passes.", stats.steps),
             "weft_adapter_loads": ("Adapters read and lowered.", stats.loads),
             "weft_adapter_loading_seconds": ("Time spent so.", stats.load_seconds),
-            "weft_adapter_evictions": ("Adapters that left the device.", stats.evictions),
+            "weft_evictions": ("Adapters that left the device for others.", stats.evictions),
         }
         label = [self._metrics.model_name]
         for name, (text, value) in gauges.items():
@@ -247,12 +266,24 @@ class _AdapterCollector(Collector):
         first = SummaryMetricFamily(
             "weft_adapter_time_to_first_token_seconds", "Arrival to first token.", labels=_LABELS
         )
+        queue = SummaryMetricFamily(
+            "weft_adapter_queue_seconds",
+            "Arrival to the first step, the wait for the adapter itself included.",
+            labels=_LABELS,
+        )
+        evictions = CounterMetricFamily(
+            "weft_adapter_evictions",
+            "Times that its current version left the device for others.",
+            labels=_LABELS,
+        )
+        evicted = self._metrics.evictions()
         for label, counts in self._metrics.adapters.items():
             for name, family in families.items():
                 family.add_metric(label, getattr(counts, name))
             first.add_metric(label, counts.first_tokens, counts.first_token_seconds)
-        yield from families.values()
-        yield first
+            queue.add_metric(label, counts.requests, counts.queue_seconds)
+            evictions.add_metric(label, evicted.get(counts.digest, 0))
+        yield from (*families.values(), first, queue, evictions)
 
     def _placed(self, known: list[tuple[AdapterLabel, AdapterState]]) -> Iterator[Metric]:
         tier = GaugeMetricFamily(

@@ -32,10 +32,11 @@ from weft.server.engine.client import (
     EngineStartError,
     EngineUnavailable,
 )
+from weft.server.engine.launch import launch_process
 from weft.server.engine.messages import EngineConfig, EngineInfo
 from weft.server.errors import ApiError
 from weft.server.exposure import check_exposure
-from weft.server.services import Services
+from weft.server.services import Services, base_names
 from weft.server.settings import AdapterSource, Settings
 from weft.server.tenants_file import TenantsInvalid
 from weft.server.tenants_watch import check_pages, follow
@@ -156,6 +157,7 @@ def engine_config(settings: Settings, base: Path, store: Store) -> EngineConfig:
     return EngineConfig(
         model=str(base),
         store=str(store.root),
+        base_names=(*base_names(settings), settings.model or ""),
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,
@@ -222,6 +224,7 @@ async def _serve(launch: _Launch) -> None:
     view = launch.view
     engine = EngineClient(
         engine_config(launch.settings, launch.base, launch.store),
+        launch=partial(launch_process, launch.settings.log_level),
         on_progress=lambda seen: view.progress(seen.stage, seen.done, seen.total),
     )
     ready = asyncio.create_task(engine.start())

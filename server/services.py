@@ -42,7 +42,12 @@ class Services:
         """Builds what is missing; raises TenantsInvalid for a tenants file that cannot be used."""
         tenants = Tenants.of(settings)
         names = base_names(settings)
-        metrics = Metrics(names[0], lambda: engine.stats, lambda: _slots(engine))
+        metrics = Metrics(
+            names[0],
+            lambda: engine.stats,
+            lambda: _slots(engine),
+            lambda: engine.evictions,
+        )
         metrics.add(TenantsCollector(tenants))
         admission = Admission(settings.max_num_seqs + settings.max_queue, tenants)
         library = Library(engine, registry, metrics, tenants, names, settings.retention)

@@ -133,6 +133,7 @@ class Answer(Response, ABC):
                     visit.turn(work.cost),
                     aclosing(generation.deltas(tenant, target.blend)) as deltas,
                 ):
+                    timer.begin()
                     timed = _timed(deltas, timer)
                     if self._body.stream:
                         await self._send_stream(send, timed, writer, generation)
@@ -140,7 +141,8 @@ class Answer(Response, ABC):
                         await self._send_whole(send, timed, writer, generation)
             finally:
                 visit.used = generation.usage.total_tokens
-                timer.end(generation.usage.prompt_tokens, generation.usage.completion_tokens)
+                usage, queued = generation.usage, generation.queue_seconds
+                timer.end(usage.prompt_tokens, usage.completion_tokens, queued)
 
     async def _send_whole(
         self, send: Send, deltas: AsyncIterator[Delta], writer: Writer, generation: Generation

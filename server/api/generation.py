@@ -84,6 +84,8 @@ class Generation:
     def __init__(self, engine: EngineClient, text: Text, work: Work, request_id: str) -> None:
         self.work = work
         self.usage = Usage(sum(len(prompt) for prompt in work.prompts))
+        self.queue_seconds = 0.0
+        """The longest that a sequence waited in the engine until it was computed first."""
         self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}
         self._engine = engine
         self._request_id = request_id
@@ -135,6 +137,7 @@ class Generation:
             finish = "length" if event.finish else None
             event = structs.replace(event, tokens=(), logprobs=(), finish=finish)
         self.usage.cached[number] = max(self.usage.cached.get(number, 0), event.cached_tokens)
+        self.queue_seconds = max(self.queue_seconds, event.queue_seconds or 0.0)
         before = choice.completion_tokens
         delta = choice.push(event)
         self.usage.completion_tokens += choice.completion_tokens - before

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weft.server import demo as embedded
+from weft.server import logs
 from weft.server.cli.console import Refusal, complain, out
 from weft.server.cli.startup import StartupView
 from weft.server.engine.messages import EngineInfo
@@ -58,9 +59,7 @@ def _run(settings: Settings, view: StartupView, examples: Path | None = None) ->
     from weft.server.exposure import is_open_to_all
     from weft.server.serve import StartError, serve  # FastAPI, uvicorn: not for other commands
 
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_level)
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.root.level))
     if is_open_to_all(settings):
         complain(

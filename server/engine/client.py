@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -108,6 +109,8 @@ class EngineClient:
         self._last_event = 0.0
         self._last_token = 0.0
         self.stats: Stats | None = None
+        self.evictions: Counter[str] = Counter()
+        """How often each version had to leave the device since this client started."""
         self.restarts = 0
 
     # ---- life
@@ -207,6 +210,7 @@ class EngineClient:
     async def unload(self, digest: str) -> None:
         """Forgets a version once its last running request has ended."""
         self._pinned.discard(digest)
+        self.evictions.pop(digest, None)
         await self._call(Unload(self._next_id("unload"), digest))
 
     async def pin(self, digest: str, pinned: bool) -> None:
@@ -299,6 +303,7 @@ class EngineClient:
                     self._deliver(event, stream)
             case Stats():
                 self.stats = event
+                self.evictions.update(event.evicted)
             case Loaded():
                 self._settle(event.id, event.report)
             case Done():

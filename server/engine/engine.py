@@ -232,6 +232,7 @@ class Engine:
         ((digest, _),) = seq.blend
         answer = self._loads.finish(seq, self.versions.card(digest), self._failure(seq, digest))
         self._outbox.put(answer)
+        log.debug("%s", _told(answer, digest))
         if isinstance(answer, Failed):
             self.residency.forget(digest)
             self.versions.forget(digest)
@@ -267,6 +268,7 @@ class Engine:
             prefix_queries=tables.prefix_queries,
             preemptions=scheduler.preemptions,
             evictions=residency.evictions,
+            evicted=residency.take_evicted(),
             loads=residency.loads,
             load_seconds=residency.load_seconds,
             broken_invariants=self._broken,
@@ -341,6 +343,17 @@ def _info(facts: ModelFacts) -> EngineInfo:
         pages=facts.pages - 1,
         adapter_bytes=facts.adapter_bytes,
         slots=facts.slots,
+    )
+
+
+def _told(answer: Loaded | Failed, digest: str) -> str:
+    """What became of a load, in a line for the log."""
+    if isinstance(answer, Failed):
+        return f"version {digest[:12]} was refused: {answer.where}: {answer.reason}"
+    report = answer.report
+    return (
+        f"version {digest[:12]} is ready after {report.load_seconds:.2f} s: {report.method}, "
+        f"rank {report.rank}, {report.bytes} bytes"
     )
 
 

@@ -183,6 +183,7 @@ class Tokens(Message, frozen=True, kw_only=True):
 
     finish: "stop" (eos or stop token; `stop_token` says which), "length", "abort" or "error"
     (`error` holds a code of the error catalogue).
+    queue_seconds: from its arrival until it was computed first; None where it never was
     """
 
     id: str
@@ -191,6 +192,7 @@ class Tokens(Message, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     cached_tokens: int = 0
+    queue_seconds: float | None = None
     finish: str | None = None
     stop_token: int | None = None
     error: str | None = None
@@ -202,6 +204,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     rank: the largest after lowering   alpha: as configured, None where the method has none
     share: trained values over the base's   bytes: on the device
     exclusive: those of the targets to which it does more than add, so that no other version can
+    delta_bytes: those of dense and sparse deltas and of whole parameters
     virtual_tokens: positions that stand before a prompt and count against the context
     canary_text: what both were given; empty where the base has no tokenizer to say it with
     canary_difference: largest absolute difference from the base's logits after it
@@ -226,6 +229,7 @@ class LoadReport(Message, frozen=True, kw_only=True):
     checks: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     exclusive: tuple[str, ...] = ()
+    delta_bytes: int = 0
     virtual_tokens: int = 0
     delta_norms: dict[str, float] = {}
 
@@ -266,7 +270,10 @@ class AdapterState(Message, frozen=True):
 
 
 class Stats(Message, frozen=True, kw_only=True):
-    """The engine's state after a step, sent at most every 100 ms; also its heartbeat."""
+    """The engine's state after a step, sent at most every 100 ms; also its heartbeat.
+
+    evicted: digests of the versions that had to leave the device since the message before
+    """
 
     steps: int
     running: int
@@ -278,6 +285,7 @@ class Stats(Message, frozen=True, kw_only=True):
     prefix_queries: int
     preemptions: int
     evictions: int
+    evicted: tuple[str, ...] = ()
     loads: int
     load_seconds: float
     broken_invariants: tuple[str, ...]

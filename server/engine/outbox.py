@@ -47,6 +47,7 @@ class Outbox:
             logprobs=(choice.logprobs,) if choice and choice.logprobs else (),
             prompt_logprobs=self._take_prompt(seq),
             cached_tokens=seq.cached_tokens,
+            queue_seconds=seq.queue_seconds,
             finish=finish.reason if finish else None,
             stop_token=finish.stop_token if finish else None,
             error=finish.error if finish else None,

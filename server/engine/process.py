@@ -1,12 +1,14 @@
 """The engine process: reads commands from a socket, steps the engine, writes its events back."""
 
 import contextlib
+import logging
 import queue
 import socket
 import sys
 import threading
 import traceback
 
+from weft.server import logs
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.connection import EngineConnection
 from weft.server.engine.engine import Engine
@@ -14,6 +16,7 @@ from weft.server.engine.loader import launch
 from weft.server.engine.loader.launch import Loading
 from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
 
+log = logging.getLogger("weft.engine")
 HEARTBEAT_SECONDS = 1.0
 AWAITED_SECONDS = 0.002
 """Between looks at loads under way, while nothing can be computed."""
@@ -49,9 +52,7 @@ def _receive(connection: EngineConnection, inbox: "queue.SimpleQueue[Command]") 
     inbox.put(Stop())
 
 
-def _load(
-    first: Command, connection: EngineConnection, loading: Loading | None
-) -> Engine | None:
+def _load(first: Command, connection: EngineConnection, loading: Loading | None) -> Engine | None:
     if not isinstance(first, EngineConfig):
         return None
 
@@ -67,6 +68,7 @@ def _load(
         traceback.print_exc()
         connection.send([Failed(START, "internal_error", first.model, _one_line(error))])
         return None
+    log.debug("ready: %s", engine.info)
     connection.send([engine.info])
     return engine
 
@@ -101,4 +103,5 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    run(socket.socket(fileno=int(sys.argv[1])))
+    logs.configure()
+    run(socket.socket(fileno=int(sys.argv[1])), launch.fork())

@@ -111,8 +111,9 @@ class Scheduler:
             raise ValueError(f"request {request.id} is here already")
         first = self._arrivals
         self._arrivals += request.n
+        arrived = self._clock()
         children = [
-            Sequence(request, index, first + index, list(request.prompt))
+            Sequence(request, index, first + index, list(request.prompt), arrived=arrived)
             for index in range(request.n)
         ]
         self._requests[request.id] = children
@@ -273,6 +274,8 @@ class Scheduler:
             return False
         if not seq.preemptions:
             seq.cached_tokens = max(seq.computed - seq.lead, 0)
+        if seq.queue_seconds is None:
+            seq.queue_seconds = self._clock() - seq.arrived
         self._queue.remove(seq)
         seq.shares = self._gate.shares(seq)
         seq.status = Status.RUNNING

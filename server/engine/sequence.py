@@ -53,6 +53,7 @@ class Sequence:
     shares: the slots of its adapters while it runs; one that does more than add comes first
     arrival: position in the order of all arrivals; decides who waits and who is preempted
     cached_tokens: prompt tokens that the prefix cache spared at first admission
+    arrived: when it came, by the scheduler's clock   queue_seconds: until it ran for the first time
     """
 
     request: Generate
@@ -68,6 +69,8 @@ class Sequence:
     shares: tuple[Share, ...] = ()
     finish: Finish | None = None
     cached_tokens: int = 0
+    arrived: float = 0.0
+    queue_seconds: float | None = None
     preemptions: int = 0
     charged: int = 0  # tokens that its tenant has paid for; recomputing them is free
     contents: list[Content] = field(default_factory=list)  # of its leading full pages, if known

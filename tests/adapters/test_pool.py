@@ -24,6 +24,7 @@ def test_least_recently_used_leaves_first() -> None:
     fill(pool, "d", 32)
     assert set(pool.digests) == {"c", "a", "d"}
     assert pool.evictions == 1
+    assert (pool.take_evicted(), pool.take_evicted()) == (("b",), ())
 
 
 def test_slots_run_out_before_bytes() -> None:

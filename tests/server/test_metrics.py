@@ -53,7 +53,7 @@ async def test_the_engines_own_numbers_are_passed_on(api: Api) -> None:
     assert value(found, "vllm:num_requests_running", **base) == 3
     assert value(found, "vllm:num_requests_waiting", **base) == 2
     assert value(found, "vllm:kv_cache_usage_perc", **base) == 0.5
-    assert value(found, "weft_adapter_evictions_total", **base) == 5
+    assert value(found, "weft_evictions_total", **base) == 5
     info = next(labels for name, labels in found if name == "vllm:lora_requests_info")
     assert dict(info) == {
         "max_lora": "4",
@@ -71,10 +71,16 @@ async def test_an_adapters_requests_tokens_and_hits(api: Api) -> None:
     digest = await api.add("pirate")
     await ask(api, "pirate")
     api.engine.stats = stats_of({digest: "device"})
+    api.engine.queue_seconds = 2.5
     await ask(api, "pirate")
+    api.engine.evictions = {digest: 3, "0" * 64: 5}
     found = await samples(api)
     of = {"tenant": "default", "adapter": "pirate"}
     assert value(found, "weft_adapter_requests_total", **of) == 2
+    assert value(found, "weft_adapter_queue_seconds_count", **of) == 2
+    assert value(found, "weft_adapter_queue_seconds_sum", **of) == pytest.approx(3.0, abs=0.4)
+    assert value(found, "vllm:request_queue_time_seconds_count", model_name=BASE) == 2
+    assert value(found, "weft_adapter_evictions_total", **of) == 3
     assert value(found, "weft_adapter_hits_total", **of) == 1
     tokens = len(tiny_text().encode(REPLY)) + 1
     assert value(found, "weft_adapter_generation_tokens_total", **of) == 2 * tokens

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec import structs
 
@@ -52,6 +53,8 @@ class FakeEngine:
     delta_bytes: int = 0
     ready: bool = True
     stats: Stats | None = None
+    evictions: dict[str, int] = field(default_factory=dict)
+    queue_seconds: float | None = 0.5
     requests: list[Generate] = field(default_factory=list)
     live: set[str] = field(default_factory=set)
     aborted: list[tuple[str, int | None]] = field(default_factory=list)
@@ -202,6 +205,7 @@ class FakeEngine:
             tokens=tokens,
             logprobs=() if top is None else tuple(logprobs_of(token, top) for token in tokens),
             prompt_logprobs=prompt,
+            queue_seconds=self.queue_seconds,
             cached_tokens=3 if len(request.prompt) > 3 else 0,
             finish=None if line else "stop" if stopped else "length",
             stop_token=tokens[-1] if stopped else None,
@@ -213,7 +217,7 @@ def logprobs_of(token: int, top: int, loss: float = 0.5) -> TokenLogprobs:
     return TokenLogprobs(token, -loss, tuple((token + i, -loss - i) for i in range(top)))
 
 
-def stats_of(tiers: Mapping[str, str], **changes: int) -> Stats:
+def stats_of(tiers: Mapping[str, str], **changes: Any) -> Stats:
     """Statistics of an engine whose adapters, by digest, are in these tiers."""
     numbers = {field.name: 0 for field in structs.fields(Stats) if field.type is int}
     return Stats(

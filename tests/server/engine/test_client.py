@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from fake_engine import stats_of
 from scripted_engine import INFO, Hangup, ScriptedEngine
 
 from weft.adapters.errors import AdapterInvalid
@@ -225,6 +226,29 @@ def test_death_ends_every_wait_and_the_engine_comes_back_with_its_pins() -> None
             ] * 2
             assert client.restarts == 1
             assert [event.tokens for event in await collect(client, generate("after"))] == [(7,)]
+
+    asyncio.run(scenario())
+
+
+def test_evictions_are_summed_over_all_that_the_engine_says() -> None:
+    def answer(command: Command) -> list[Event]:
+        match command:
+            case Load(id=call):
+                return [
+                    stats_of({}, evicted=("a", "b")),
+                    stats_of({}, evicted=("a",)),
+                    Loaded(call, REPORT),
+                ]
+            case Unload(id=call):
+                return [Done(call)]
+        return []
+
+    async def scenario() -> None:
+        async with started(ScriptedEngine(answers(answer))) as client:
+            await client.load("d")
+            assert client.evictions == {"a": 2, "b": 1}
+            await client.unload("a")
+            assert client.evictions == {"b": 1}
 
     asyncio.run(scenario())
 

@@ -130,6 +130,19 @@ def test_a_thread_serves_the_same_wire(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.parametrize(("level", "said"), [("debug", True), ("info", False)])
+def test_a_log_level_reaches_the_engine(
+    level: str, said: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario() -> None:
+        client = EngineClient(config(tmp_path), launch=partial(launch_process, level))
+        await client.start()
+        await client.close()
+
+    asyncio.run(scenario())
+    assert ("DEBUG weft.engine: ready: EngineInfo(" in capfd.readouterr().err) is said
+
+
 def test_a_model_that_cannot_be_served_says_why(tmp_path: Path) -> None:
     async def scenario() -> None:
         empty = tmp_path / "empty"

@@ -62,6 +62,47 @@ def test_no_more_than_max_num_seqs_run() -> None:
     world.run()
 
 
+def test_queueing_is_timed_from_arrival_to_the_first_step() -> None:
+    world = World(limits(max_num_seqs=1), adapters(load_steps=2))
+    for name, adapter in (("first", None), ("second", None), ("third", "a0")):
+        world.scheduler.add(request(name, max_tokens=2, adapter=adapter))
+    waited = {}
+    for _ in range(9):
+        for item in world.step(seconds=1.0).items:
+            waited.setdefault(item.seq.request.id, item.seq.queue_seconds)
+    assert waited == {"first": 1.0, "second": 3.0, "third": 5.0}
+
+
+def test_a_preemption_is_no_queueing() -> None:
+    world = World(limits(num_pages=6))
+    world.scheduler.add(request("early", 8, max_tokens=8))
+    world.scheduler.add(request("late", 8, max_tokens=8))
+    waited = set()
+    while world.scheduler.running or world.scheduler.waiting:
+        waited |= {item.seq.queue_seconds for item in world.step(seconds=1.0).items}
+    assert world.scheduler.preemptions
+    assert waited == {1.0}
+
+
+def test_work_that_can_wait_lets_a_tenants_own_requests_go_first() -> None:
+    """As evaluations run: by the tenant's background, in the batches of everybody."""
+    own = TenantContext("tenant")
+    world = World(limits(max_num_seqs=4))
+    for number in range(20):
+        examined = request(f"examined-{number}", 8)
+        world.scheduler.add(structs.replace(examined, tenant=own.background))
+    world.step()
+    world.step()
+    for number in range(6):
+        world.scheduler.add(request(f"asked-{number}", 8))
+    begun: list[str] = []
+    while "asked-5" not in begun:
+        begun += [name for name, start, _ in shape(world.step()) if start == 0]
+    assert begun[:5] == [f"asked-{number}" for number in range(5)]
+    assert len(begun) <= 7  # a tenth of the turns is the background's
+    world.run()
+
+
 def test_nothing_to_do_is_an_empty_plan() -> None:
     plan = World().step()
     assert not plan
