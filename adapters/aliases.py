@@ -37,7 +37,7 @@ class Aliases:
     def list(self, ctx: TenantContext) -> tuple[Alias, ...]:
         """All of a tenant's aliases, by name."""
         with self._ledger.lock:
-            return tuple(self._directory.aliases.of(ctx.id))
+            return tuple(self._directory.aliases.of(ctx))
 
     def pointing(self, ctx: TenantContext, name: str) -> tuple[tuple[Alias, Arm], ...]:
         """The aliases that lead straight to a name, and how."""
@@ -132,12 +132,14 @@ class Aliases:
             if inner is None or arm.version is not None:
                 if directory.version((tenant, arm.name), arm.version) is None:
                     raise AliasInvalid(f"there is no adapter {arm.target!r}")
-            elif arm.name == name or self._is_deep(tenant, inner):
+            elif arm.name == name or self._is_deep(key, inner):
                 raise AliasInvalid(f"{arm.name!r} leads to aliases itself")
             elif (outer := next(directory.pointing(key), None)) is not None:
                 raise AliasInvalid(f"{outer[0].name!r} leads to it, so it leads to adapters only")
 
-    def _is_deep(self, tenant: str, alias: Alias) -> bool:
+    def _is_deep(self, key: Key, alias: Alias) -> bool:
+        """Whether an alias of the key's tenant leads to another one."""
+        tenant, _ = key
         aliases = self._directory.aliases
         return any(arm.version is None and (tenant, arm.name) in aliases for arm in alias.arms)
 

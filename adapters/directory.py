@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from weft.adapters.alias import Alias, Arm
 from weft.adapters.catalogue import Key
+from weft.adapters.tenancy import TenantContext
 from weft.adapters.version import Entry, Version
 
 Value = TypeVar("Value", Entry, Alias)
@@ -35,15 +36,15 @@ class Table(dict[Key, Value]):
                 insort(names, name)
             self[key] = value
 
-    def page(self, tenant: str, after: str = "", limit: int | None = None) -> list[str]:
+    def page(self, ctx: TenantContext, after: str = "", limit: int | None = None) -> list[str]:
         """At most `limit` of a tenant's names in order, those that come after `after`."""
-        names = self._names.get(tenant, [])
+        names = self._names.get(ctx.id, [])
         begin = bisect_right(names, after)
         return names[begin : None if limit is None else begin + limit]
 
-    def of(self, tenant: str) -> Iterator[Value]:
+    def of(self, ctx: TenantContext) -> Iterator[Value]:
         """A tenant's values, in the order of their names."""
-        return (self[tenant, name] for name in self._names.get(tenant, ()))
+        return (self[ctx.id, name] for name in self._names.get(ctx.id, ()))
 
 
 class Directory:

@@ -236,7 +236,7 @@ class Registry:
         """At most `limit` names in order, those that come after `after`."""
         with self._lock:
             names = self._directory.names
-            keys = [(ctx.id, name) for name in names.page(ctx.id, after, limit)]
+            keys = [(ctx.id, name) for name in names.page(ctx, after, limit)]
             return tuple(self._adapter(key, names[key]) for key in keys)
 
     def versions(self, ctx: TenantContext, name: str) -> tuple[Version, ...]:

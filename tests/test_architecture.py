@@ -196,3 +196,65 @@ def test_functions_stay_small() -> None:
 def test_every_file_says_what_it_owns() -> None:
     silent = [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
     assert not silent
+
+
+# ---- tenants
+
+# The operator's tools for the tenants file, whose subject are names: they act for no tenant.
+NAMES_TENANTS = {"weft.server.tenants_editor", "weft.server.cli.tenants"}
+# Policies make contexts; the rest are the server's own, for its checks of itself.
+MAKES_CONTEXTS = {
+    "weft.adapters.tenancy",
+    "weft.server.engine.client",
+    "weft.server.engine.loads",
+    "weft.server.engine.probe",
+    "weft.server.policy",
+    "weft.server.tenants_file",
+    "weft.server.verification",
+}
+# Where a tenant's name may stand: the key of a dict, and what people and Prometheus read.
+TAKES_NAMES = {"get", "AdapterLabel", "AdapterName", "error"}
+
+
+def called(node: ast.Call) -> str:
+    return ast.unparse(node.func).rpartition(".")[2]
+
+
+def is_tenants_name(node: ast.expr) -> bool:
+    """`tenant.id`, `lease.ctx.id`, …"""
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr in ("id", "account")
+        and ast.unparse(node.value).rpartition(".")[2] in ("tenant", "ctx", "owner", "context")
+    )
+
+
+def test_no_function_takes_a_tenant_by_its_name() -> None:
+    wrong = {
+        f"{name}.{node.name}({argument.arg})"
+        for name, tree in TREES.items()
+        if name not in NAMES_TENANTS
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        if argument.arg in ("tenant", "tenant_id", "ctx", "owner", "account")
+        if argument.annotation is None or "str" in ast.unparse(argument.annotation)
+    }
+    passed = {
+        f"{name}: {ast.unparse(node)}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and called(node) not in TAKES_NAMES
+        if any(map(is_tenants_name, [*node.args, *(keyword.value for keyword in node.keywords)]))
+    }
+    assert not wrong | passed
+
+
+def test_only_policies_make_contexts() -> None:
+    makers = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and called(node) == "TenantContext"
+    }
+    assert makers <= MAKES_CONTEXTS
