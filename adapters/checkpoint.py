@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,7 +31,12 @@ _PICKLES = (
     "adapter_model.pkl",
     "pytorch_adapter.bin",
 )
-_HEAD_PICKLE = "pytorch_model_head.bin"
+_HEAD_PICKLES = ("pytorch_model_head.bin",)
+_CONVERTED = {
+    **dict.fromkeys(_PICKLES, WEIGHTS_NAME),
+    "pytorch_adapter.bin": ADAPTERHUB_WEIGHTS_NAME,
+    "pytorch_model_head.bin": HEAD_NAME,
+}
 _CHUNK_BYTES = 1 << 20
 
 
@@ -120,6 +125,17 @@ def adapter_folder(folder: Path) -> Path:
     )
 
 
+def pickle_refusal(files: Collection[str], *, of_head: bool = False) -> AdapterInvalid | None:
+    """Why no other file is looked for where `files` hold a pickle: how to convert it, or None."""
+    pickle = next(
+        (name for name in (_HEAD_PICKLES if of_head else _PICKLES) if name in files), None
+    )
+    if pickle is None:
+        return None
+    command = CONVERT_COMMAND.replace(_PICKLES[0], pickle).replace(WEIGHTS_NAME, _CONVERTED[pickle])
+    return AdapterInvalid(pickle, f"pickle files are not read; convert it with: {command}")
+
+
 def _read_config(path: Path) -> dict[str, Json]:
     with path.open("rb") as file:
         return parse_config(file.read(MAX_CONFIG_BYTES + 1))
@@ -134,8 +150,8 @@ def _read_files(folder: Path, config: dict[str, Json]) -> Checkpoint:
     if adapterhub and (folder / HEAD_NAME).is_file():
         of_head, more = _read_header(folder / HEAD_NAME, digest)
         head, nbytes = HeadFile(of_head, folder / HEAD_NAME), nbytes + more
-    elif adapterhub:
-        _refuse_pickle(folder / _HEAD_PICKLE, HEAD_NAME)
+    elif adapterhub and (refusal := pickle_refusal(_names(folder), of_head=True)):
+        raise refusal
     return Checkpoint(config, header, weights, digest.hexdigest(), nbytes, head)
 
 
@@ -148,16 +164,11 @@ def _weights_in(folder: Path, *, adapterhub: bool) -> Path:
     found = [folder / name for name in names if (folder / name).is_file()]
     if found:
         return found[0]
-    for pickle in _PICKLES:
-        _refuse_pickle(folder / pickle, names[-1])
-    raise AdapterInvalid(names[-1], "is missing")
+    raise pickle_refusal(_names(folder)) or AdapterInvalid(names[-1], "is missing")
 
 
-def _refuse_pickle(path: Path, converted: str) -> None:
-    """Raises AdapterInvalid where there is such a file, saying how to make the one to read."""
-    if path.is_file():
-        command = CONVERT_COMMAND.replace(_PICKLES[0], path.name).replace(WEIGHTS_NAME, converted)
-        raise AdapterInvalid(path.name, f"pickle files are not read; convert it with: {command}")
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
 
 
 def _read_header(path: Path, digest: "hashlib._Hash") -> tuple[Header, int]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import orjson
@@ -50,6 +51,7 @@ class Library:
     """The tenants' adapters, as they are loaded, replaced, pinned and removed.
 
     reserved: names that no adapter may have   retention: of the versions of each name
+    remark: what may surprise about a folder, beside what the engine finds in its adapter
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Library:
         tenants: Tenants,
         reserved: tuple[str, ...] = (),
         retention: Retention = _KEEP_ALL,
+        remark: Callable[[Path], tuple[str, ...]] = lambda _: (),
     ) -> None:
         self._engine = engine
         self._registry = registry
@@ -67,6 +70,7 @@ class Library:
         self._tenants = tenants
         self._reserved = reserved
         self._retention = retention
+        self._remark = remark
         self._loading: Counter[AdapterLabel] = Counter()
         self._workers = ThreadPoolExecutor(_WORKERS, "library")
         self._commits = ThreadPoolExecutor(1, "commits")
@@ -139,6 +143,9 @@ class Library:
             upload = await self.work(self._registry.ingest, tenant, source)
             try:
                 report = await self._engine.load(upload.digest)
+                if isinstance(source, Path):
+                    remark = await self.work(self._remark, source)
+                    report = structs.replace(report, warnings=(*report.warnings, *remark))
                 if dry_run:
                     return Installed(report, None)
                 version = await self.commit(self._put, tenant, name, upload, report, expected)

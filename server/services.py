@@ -16,6 +16,7 @@ from weft.server.settings import Settings
 from weft.server.tenants import Tenants
 from weft.server.tenants_metrics import TenantsCollector
 from weft.server.text import Text
+from weft.server.vocabulary import tokenizer_remarks
 
 _MOST_IN_BACKGROUND = 16
 
@@ -50,7 +51,15 @@ class Services:
         )
         metrics.add(TenantsCollector(tenants))
         admission = Admission(settings.max_num_seqs + settings.max_queue, tenants)
-        library = Library(engine, registry, metrics, tenants, names, settings.retention)
+        library = Library(
+            engine,
+            registry,
+            metrics,
+            tenants,
+            names,
+            settings.retention,
+            lambda folder: tokenizer_remarks(folder, text.vocabulary),
+        )
         for tenant in tenants.contexts:
             library.announce(tenant)
         return cls(

@@ -47,6 +47,12 @@ class Text:
             ) from error
         return cls(tokenizer)
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """All tokens and their ids."""
+        found: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return found
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the tokens that the tokenizer puts around one."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weft.adapters.checkpoint import adapter_folder
+
 TOKENIZER_FILE = "tokenizer.json"
 _LARGEST_BYTES = 256 << 20
 _NAMED = 3
@@ -31,6 +33,15 @@ def vocabulary_warning(adapter: Path, served: Mapping[str, int] | None) -> str |
         f"its {TOKENIZER_FILE} has tokens that the base's has not: {' and '.join(parts)}; "
         "prompts are tokenised by the base's"
     )
+
+
+def tokenizer_remarks(folder: Path, served: Mapping[str, int]) -> tuple[str, ...]:
+    """The warning about the tokenizer that lies in an adapter's folder, if there is one to give.
+
+    Raises AdapterInvalid where the folder holds no adapter.
+    """
+    warning = vocabulary_warning(adapter_folder(folder), served)
+    return () if warning is None else (warning,)
 
 
 def vocabulary_of(folder: Path) -> dict[str, int] | None:

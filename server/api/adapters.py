@@ -12,8 +12,9 @@ from weft.adapters.errors import UnknownAdapter
 from weft.adapters.registry import Adapter
 from weft.adapters.tenancy import TenantContext
 from weft.server.api.body import RequestBody, parse, read_json_bytes
+from weft.server.api.hub import fetched_folder
 from weft.server.api.json_response import json_response
-from weft.server.api.sources import allowed_folder, fetched_folder
+from weft.server.api.sources import allowed_folder
 from weft.server.api.upload import received
 from weft.server.errors import ApiError, ErrorCode, invalid
 from weft.server.library import Installed

@@ -1,9 +1,8 @@
-"""Where an adapter that a client names by path or by repository comes from.
+"""Where an adapter that a client names by its path on the server comes from.
 
 A path outside the allowed roots is refused in the same words whether it exists or not.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +12,8 @@ from weft.adapters.checkpoint import (
     HEAD_NAME,
     adapter_folder,
 )
-from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
 from weft.server.errors import ApiError, ErrorCode, invalid
-
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 _TENSOR_FILES = (WEIGHTS_NAME, ADAPTERHUB_WEIGHTS_NAME, HEAD_NAME)
 
@@ -43,28 +39,6 @@ def allowed_folder(path: str, roots: Sequence[Path], limit: int) -> Path:
     if any(file.stat().st_size > limit for file in files):
         raise too_large(limit)
     return folder
-
-
-def fetched_folder(repo: str, revision: str | None, limit: int) -> Path:
-    """A repository's adapter, fetched from the hub into its cache.
-
-    Raises ApiError where that fails, or where the weights have more than `limit` bytes.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-    if not _REPO.fullmatch(repo):
-        raise invalid("repo", "should be OWNER/NAME")
-    try:
-        url = hf_hub_url(repo, WEIGHTS_NAME, revision=revision)
-        if (get_hf_file_metadata(url).size or 0) > limit:
-            raise too_large(limit)
-        hf_hub_download(repo, CONFIG_NAME, revision=revision)
-        return Path(hf_hub_download(repo, WEIGHTS_NAME, revision=revision)).parent
-    except EntryNotFoundError:
-        raise AdapterInvalid("repository", f"lacks {CONFIG_NAME} or {WEIGHTS_NAME}") from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise invalid("repo", "could not be fetched from the hub") from error
 
 
 def too_large(limit: int) -> ApiError:

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +33,14 @@ def evaluate(
             '"regex": "…", "json": true.'
         ),
     ],
-    adapters: Annotated[str, typer.Option(help="Adapters to compare with the base: base,a,b@2.")],
+    adapters: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAMES",
+            help="Adapters to compare with the base: base,a,b@2; repeatable. With weights it names "
+            "several that answer together, as one: a:0.7,b:0.3.",
+        ),
+    ],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the intervals.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the whole result here.")
@@ -56,10 +63,7 @@ def evaluate(
         examples = Data(data)
     except DataInvalid as refusal:
         raise Refusal(str(refusal), 2) from None
-    names = [name.strip() for name in adapters.split(",") if name.strip()]
-    if not names:
-        raise Refusal("--adapters: name at least one", 2)
-    body = {"adapters": names, "examples": examples.examples, "seed": seed}
+    body = {"adapters": _named(adapters), "examples": examples.examples, "seed": seed}
     result = _result(Client(url, api_key), body, examples)
     for table in tables(result):
         out.print(table.title)
@@ -75,6 +79,23 @@ def evaluate(
 
         save_chart(result, plot_file)
     raise typer.Exit(1 if harmful(result) else 0)
+
+
+def _named(options: Sequence[str]) -> list[str]:
+    """What to compare: an option with weights is one blend, any other a list of adapters."""
+    found: list[str] = []
+    for option in options:
+        parts = [part.strip() for part in option.split(",") if part.strip()]
+        if not any(":" in part for part in parts):
+            found += parts
+        elif "base" in parts:
+            reason = "a blend has no base in it: name the base in an --adapters of its own"
+            raise Refusal(f"--adapters {option}: {reason}", 2)
+        else:
+            found.append(",".join(parts))
+    if not found:
+        raise Refusal("--adapters: name at least one", 2)
+    return found
 
 
 def _check_outputs(files: dict[str, Path | None]) -> None:

@@ -1,18 +1,22 @@
 """/v1/adapters and vLLM's two routes: loading in all three ways, replacing, removing, refusing."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from api_server import BASE, MESSAGES, Api, adapter_parts
 from api_server import api as make_api
 from fake_engine import stats_of
-from huggingface_hub.errors import EntryNotFoundError
 
 from weft.adapters.errors import AdapterInvalid, StorageFull
+from weft.server.api.hub import fetched_folder
 from weft.server.tenants import DEFAULT_TENANT
 
 PATH = "/v1/adapters/pirate"
@@ -177,6 +181,18 @@ async def test_without_open_folders_only_uploads_load(tmp_path: Path) -> None:
             assert (await client.put(PATH, files=parts())).status_code == 200
 
 
+async def test_a_folder_with_a_tokenizer_of_its_own_is_warned_of(api: Api) -> None:
+    folder = api.folder()
+    tokenizer = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "<tool>", "id": 9}]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    async with api.client() as client:
+        shown = (await client.put(PATH, json={"path": str(folder)})).json()
+        again = (await client.get(PATH)).json()
+    (warning,) = shown["warnings"]
+    assert "'<tool>'" in warning
+    assert again["warnings"] == again["report"]["warnings"] == [warning]
+
+
 @pytest.mark.parametrize("body", [{}, {"path": "a", "repo": "b/c"}, {"url": "x"}, {"path": 5}])
 async def test_a_body_must_name_one_source(api: Api, body: dict) -> None:
     async with api.client() as client:
@@ -206,42 +222,111 @@ async def test_a_repository_is_fetched_when_it_is(
         assert answer.status_code == 200
 
 
+ADAPTERHUB_FILES = ("adapter_config.json", "adapter.safetensors")
+HEAD = "model_head.safetensors"
+
+
 @pytest.mark.parametrize(
-    ("size", "failure", "status", "code"),
+    ("files", "fetched"),
     [
-        (10, None, 200, ""),
-        (1 << 40, None, 413, "request_too_large"),
-        (10, EntryNotFoundError("no such file"), 422, "adapter_invalid"),
-        (10, OSError("secret.example unreachable"), 400, "invalid_parameter"),
+        (("adapter_config.json", "adapter_model.safetensors", "README.md"), (0, 1)),
+        (("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"), (0, 1, 2)),
+        ((*ADAPTERHUB_FILES, "head_config.json"), (0, 1)),
+        ((*ADAPTERHUB_FILES, "head_config.json", HEAD), (0, 1, 3)),
+        (("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"), (0, 1)),
+    ],
+    ids=["peft", "peft, tokenizer", "adapterhub", "adapterhub, head", "peft, pickle beside"],
+)
+def test_what_is_fetched_from_the_hub(
+    files: tuple[str, ...], fetched: tuple[int, ...], hub: "Hub"
+) -> None:
+    hub.files = dict.fromkeys(files, 10)
+    folder = fetched_folder("owner/name", "v1", 100)
+    assert folder == hub.folder
+    assert hub.asked == ("owner/name", "v1")
+    assert hub.fetched == [("owner/name", files[index], "c0ffee") for index in fetched]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((), "repository: lacks adapter_config.json"),
+        (("adapter_config.json",), "repository: lacks adapter_model.safetensors, or AdapterHub's"),
+        (("adapter_config.json", "adapter_model.bin"), "adapter_model.bin: pickle files are not"),
+        (("adapter_config.json", "pytorch_adapter.bin"), "pytorch_adapter.bin: pickle files are"),
+        ((*ADAPTERHUB_FILES, "pytorch_model_head.bin"), "pytorch_model_head.bin: pickle files are"),
     ],
 )
-async def test_what_the_hub_says(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    size: int,
-    failure: Exception | None,
-    status: int,
-    code: str,
+def test_repositories_that_hold_no_adapter(files: tuple[str, ...], said: str, hub: "Hub") -> None:
+    hub.files = dict.fromkeys(files, 10)
+    with pytest.raises(AdapterInvalid, match=re.escape(said)):
+        fetched_folder("owner/name", None, 100)
+    assert not hub.fetched
+
+
+@pytest.mark.parametrize("large", [*ADAPTERHUB_FILES, HEAD])
+async def test_a_repository_that_is_too_large_is_not_fetched(
+    large: str, hub: "Hub", tmp_path: Path
 ) -> None:
+    hub.files = dict.fromkeys((*ADAPTERHUB_FILES, HEAD), 10) | {large: 1 << 50}
     with make_api(tmp_path, allow_hub_adapters=True) as api:
-        source = api.folder()
-
-        def download(_repo: str, name: str, revision: str | None = None) -> str:
-            if failure is not None:
-                raise failure
-            return str(source / name)
-
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-        monkeypatch.setattr(
-            "huggingface_hub.get_hf_file_metadata", lambda _: SimpleNamespace(size=size)
-        )
         async with api.client() as client:
             answer = await client.put(PATH, json={"repo": "owner/name"})
-            assert answer.status_code == status, answer.text
-            assert code in answer.text
+    assert code_of(answer) == (413, "request_too_large")
+    assert not hub.fetched
+
+
+async def test_a_hub_that_cannot_be_reached(hub: "Hub", tmp_path: Path) -> None:
+    hub.failure = OSError("secret.example unreachable")
+    with make_api(tmp_path, allow_hub_adapters=True) as api:
+        async with api.client() as client:
+            answer = await client.put(PATH, json={"repo": "owner/name"})
+            assert code_of(answer) == (400, "invalid_parameter")
             assert "secret" not in answer.text
             answer = await client.put(PATH, json={"repo": "../name"})
             assert code_of(answer) == (400, "invalid_parameter")
+
+
+async def test_an_adapter_of_the_hub_is_served(hub: "Hub", tmp_path: Path) -> None:
+    with make_api(tmp_path, allow_hub_adapters=True) as api:
+        hub.folder = api.folder()
+        hub.files = dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), 10)
+        async with api.client() as client:
+            answer = await client.put(PATH, json={"repo": "owner/name"})
+    assert answer.status_code == 200, answer.text
+
+
+@dataclass
+class Hub:
+    """A hub with one repository, its files by size; those that were fetched lie in `folder`."""
+
+    folder: Path
+    files: dict[str, int] = field(default_factory=dict)
+    failure: Exception | None = None
+    asked: tuple[str, str | None] | None = None
+    fetched: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def model_info(self, repo: str, *, revision: str | None, files_metadata: bool) -> Any:
+        assert files_metadata
+        self.asked = repo, revision
+        if self.failure is not None:
+            raise self.failure
+        found = [SimpleNamespace(rfilename=name, size=size) for name, size in self.files.items()]
+        return SimpleNamespace(siblings=found, sha="c0ffee")
+
+    def download(self, repo: str, name: str, revision: str) -> str:
+        self.fetched.append((repo, name, revision))
+        return str(self.folder / name)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    made = Hub(tmp_path / "snapshot")
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi", lambda: SimpleNamespace(model_info=made.model_info)
+    )
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", made.download)
+    return made
 
 
 @pytest.mark.parametrize("name", ["a b", "-a", "x" * 65, "a@1", "%2e%2e", BASE])

@@ -80,6 +80,25 @@ def test_files_that_cannot_be_used(
     assert said(data, "--plot", tmp_path / "out.png") == wanted
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([" , "], "--adapters: name at least one"),
+        (
+            ["base,a:0.5,b:0.5"],
+            "--adapters base,a:0.5,b:0.5: a blend has no base in it: name the base in an "
+            "--adapters of its own",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be_meant(
+    capsys: Capture, tmp_path: Path, options: list[str], said: str
+) -> None:
+    flags = [part for option in options for part in ("--adapters", option)]
+    ended = run_weft(capsys, "evaluate", "--data", data_file(tmp_path, EXAMPLES[0]), *flags)
+    assert (ended.code, ended.lines) == (2, [f"weft: {said}"])
+
+
 # ---- a fake engine
 
 
@@ -126,6 +145,19 @@ async def test_tables_and_files(api: Api, capsys: Capture, tmp_path: Path) -> No
     assert "| helps |" in told
     assert "| forgets |" in told
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
+
+
+async def test_lists_and_blends_are_told_apart(api: Api, capsys: Capture, tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b", "c"), 1):
+        await api.add(name, seed=seed)
+    data, out = data_file(tmp_path, *EXAMPLES), tmp_path / "out.json"
+    with listening(api.app) as url:
+        flags = ("--adapters", "a:0.7, b:0.3", "--adapters", "c@1", "--json", out)
+        ended = evaluate(capsys, url, data, "base,a,b", *flags)
+    assert ended.code == 0, ended.err
+    models = [model["model"] for model in json.loads(out.read_text())["models"]]
+    assert models == [BASE, "a@1", "b@1", "a@1:0.7,b@1:0.3", "c@1"]
+    assert "a@1:0.7,b@1:0.3" in ended.out
 
 
 async def test_what_the_server_refuses_is_found_in_the_file(
