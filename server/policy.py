@@ -109,6 +109,7 @@ class Caller:
 
 
 DEFAULT_TENANT = TenantContext("default")
+_STRANGER = TenantPolicy(NOBODY)
 
 
 class Policy:
@@ -176,12 +177,12 @@ class Policy:
     def owner(self, tenant: TenantContext, adapter: AdapterName) -> TenantContext:
         """In whose names a tenant's word for an adapter is looked up: its own, or the owner's.
 
-        NOBODY where the owner does not share it: the same look-up then finds nothing.
+        NOBODY where the owner does not share it, or is no tenant: the same look-up finds nothing.
         """
         if adapter.owner in (None, tenant.account):
             return tenant
-        owner = self.tenants.get(adapter.owner)
-        return owner.context if owner and owner.lets(tenant, adapter.name) else NOBODY
+        owner = self.tenants.get(adapter.owner or "", _STRANGER)
+        return owner.context if owner.lets(tenant, adapter.name) else NOBODY
 
     def shared_with(self, tenant: TenantContext) -> Iterator[tuple[TenantContext, str]]:
         """The adapters of others that a tenant may use: owner and name."""
