@@ -18,6 +18,7 @@ from weft.adapters.methods import (
     c3a,
     deft,
     delora,
+    frod,
     glora,
     gralora,
     hira,
@@ -61,6 +62,7 @@ METHODS: Mapping[str, Lower] = {
     "DEFT": deft.lower,
     "DELORA": delora.lower,
     "FOURIERFT": spectral.lower_fourier,
+    "FROD": frod.lower,
     "GLORA": glora.lower,
     "GRALORA": gralora.lower,
     "HIRA": hira.lower,
@@ -93,12 +95,11 @@ METHODS: Mapping[str, Lower] = {
 }
 
 _NEVER = {
-    "ADAMSS": "its blocks come from a decomposition of the base that cannot be repeated elsewhere",
-    "FROD": "it replaces whole weights by a decomposition of the base that is not in the file",
+    "ADAMSS": "which outputs it changes is not in the file: a clustering of the base gives them",
     "LILY": "its router averages over the whole batch, so answers would depend on other requests",
-    "PSOFT": "its bases come from a decomposition of the base that cannot be repeated elsewhere",
+    "PSOFT": "it turns singular vectors of the base, which are not in the file and have no sign",
     "SHADOW": "it is a second model with a cache of its own",
-    "XLORA": "it mixes other adapters, which one version does not hold",
+    "XLORA": "it mixes other adapters by weights that an extra pass of the whole model computes",
 }
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from engines import greedy
+from msgspec import structs
 from peft_adapters import load_peft
 from tiny_models import VOCAB_SIZE, tiny_model
 from torch import Tensor
 
+from weft.adapters.blend import Part
 from weft.server.engine.attention import use_paged_attention
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import Event, Generate, Tokens
@@ -30,27 +32,31 @@ class Answer:
     tokens: tuple[int, ...]
     logprobs: Tensor
 
-    @property
-    def margin(self) -> float:
-        """How clearly the closest of its choices was made."""
-        best = self.logprobs.topk(2, dim=-1).values
-        return float((best[:, 0] - best[:, 1]).min())
+
+def is_clear(answer: Answer) -> bool:
+    """Whether even the closest of its choices could not be another by rounding."""
+    best = answer.logprobs.topk(2, dim=-1).values
+    return bool((best[:, 0] - best[:, 1] > _MARGIN).all())
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt for `adapter` (its folder; None for the base), and its one-at-a-time answer."""
+    """A prompt, its one-at-a-time answer, and the adapters' folders with their weights."""
 
     prompt: tuple[int, ...]
-    adapter: Path | None
     answer: Answer
+    parts: tuple[tuple[Path, float], ...] = ()
+
+    @property
+    def adapter(self) -> str:
+        """What computes it, for messages."""
+        return " + ".join(f"{weight:g} x {path.name}" for path, weight in self.parts) or "base"
 
     def request(self, name: str, digests: Mapping[Path, str]) -> Generate:
         """The engine's request for it, which asks for all log-probabilities."""
-        digest = None if self.adapter is None else digests[self.adapter]
-        return greedy(
-            name, self.prompt, len(self.answer.tokens), adapter=digest, logprobs=VOCAB_SIZE
-        )
+        blend = tuple(Part(digests[path], weight) for path, weight in self.parts)
+        asked = greedy(name, self.prompt, len(self.answer.tokens), logprobs=VOCAB_SIZE)
+        return structs.replace(asked, blend=blend)
 
 
 class Oracle:
@@ -81,8 +87,9 @@ class Oracle:
         """The first of `prompts` whose choices are all clear, with its answer."""
         for prompt in prompts:
             answer = self.answer(prompt, tokens)
-            if answer.margin > _MARGIN:
-                return Question(prompt, self.adapter, answer)
+            if is_clear(answer):
+                parts = () if self.adapter is None else ((self.adapter, 1.0),)
+                return Question(prompt, answer, parts)
         raise AssertionError("no prompt has clear choices")
 
 

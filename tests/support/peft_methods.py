@@ -118,6 +118,10 @@ METHODS: dict[str, Method] = {
     "waveft": Method("WaveFTConfig", {"n_frequency": 200}, CONV1D, 0.5),
     "waveft, no transform": Method("WaveFTConfig", {"n_frequency": 200, "use_idwt": False}),
     "c3a": Method("C3AConfig", {"block_size": 16, "block_size_pattern": {"v_proj": 8}}, scale=9.0),
+    "frod": Method("FrodConfig", {"progressbar": False}, CONV1D, 4.0),
+    "frod beside biases": Method(
+        "FrodConfig", {"progressbar": False, "sparse_rate": 0.0, "bias": "all"}, ("qwen2",), 4.0
+    ),
     "randlora": Method("RandLoraConfig", {"r": 10, "randlora_alpha": 30}, CONV1D, 0.1),
     "randlora, sparse": Method("RandLoraConfig", {"r": 8, "sparse": True}, scale=0.05),
     "hira": Method("HiraConfig", {"r": 4, "rank_pattern": {"q_proj": 6}}, CONV1D, 1.5),

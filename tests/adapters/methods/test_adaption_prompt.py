@@ -1,6 +1,5 @@
 """Adaption prompts against peft's own forward, and what is refused of them."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,8 @@ import pytest
 import torch
 from adapted_model import AdaptedModel, lower_folder
 from adapter_files import edit_config
-from peft import AdaptionPromptConfig, get_peft_model
 from peft_adapters import peft_logits
+from peft_prompts import save_adaption_prompt as save
 from tiny_models import tiny_model
 
 from weft.adapters.base import KVShape
@@ -19,23 +18,6 @@ from weft.adapters.operations import AttendedPrompt
 TOLERANCE = 2e-5
 IDS = torch.randint(5, 512, (4, 13), generator=torch.Generator().manual_seed(3))
 ATTENTION = {f"model.layers.{layer}.self_attn": KVShape(2, 16, 16) for layer in range(2)}
-
-
-def save(
-    path: Path, arch: str, *, length: int = 3, layers: int = 2, gate: float = 1.0, **model: Any
-) -> Path:
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(length)
-        config = AdaptionPromptConfig(
-            task_type="CAUSAL_LM", adapter_len=length, adapter_layers=layers
-        )
-        adapted = get_peft_model(tiny_model(arch, **model), config)
-        for name, parameter in adapted.named_parameters():
-            if "adaption_gate" in name:
-                parameter.data.fill_(gate)
-        adapted.save_pretrained(str(path))
-    return path
 
 
 @pytest.mark.parametrize("arch", ["llama", "mistral", "gpt2"])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from adapted_model import AdaptedModel, lower_folder
+from adapterhub import attach
 from engines import greedy, run, store_of, tiny_engine
 from msgspec import structs
 from peft import LoraConfig, get_peft_model
@@ -51,6 +52,9 @@ CASES = {
     "qwen3": ("qwen3-pfeiffer", "qwen3-houlsby"),
     "gemma2": ("gemma2-houlsby", "gemma2-parallel"),
 }
+HOOKED = ("llama", "gpt2", "qwen2", "gemma2")
+# A head beside the networks, an activation and a way to add that no other test makes.
+NOT_HOOKED = ("pfeiffer-head", "houlsby-left-out", "residual-inside")
 TOLERANCE = 1e-4
 VOCABULARY = 64
 
@@ -77,6 +81,16 @@ def test_one_batch_of_all_and_the_base(arch: str) -> None:
         difference = (found - EXPECTED[name]).abs().max()
         assert difference <= TOLERANCE, f"{name}: {difference}"
     torch.testing.assert_close(logits[0], logits[-1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arch", "case"),
+    [(arch, case) for arch in HOOKED for case in CASES[arch] if case not in NOT_HOOKED],
+)
+def test_the_hooks_that_other_tests_compare_with_are_the_librarys(arch: str, case: str) -> None:
+    with torch.inference_mode():
+        logits = attach(base(arch), FIXTURES / case)(IDS[None]).logits[0]
+    assert (logits - EXPECTED[case]).abs().max() <= 1e-5
 
 
 def test_the_engine_serves_a_mixed_batch(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Random mixed batches over all methods, each row as peft's forward answers it alone.
+
+Of each architecture one set of adapters is made and asked once; engines of several settings then
+serve it in batches that are drawn at random.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from adapter_files import read_config
+from engines import greedy, run, store_of, tiny_engine
+from every_method import every_method
+from exactness import Question, answers_of, assert_same, token_bytes
+from tiny_models import VOCAB_SIZE
+
+from weft.adapters.methods import METHODS
+from weft.server.engine.engine import Engine
+from weft.server.engine.messages import Event, Tokens
+
+ARCHITECTURES = ("llama", "qwen2", "gemma2", "gpt2")
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+BATCHES = 13  # for each way and architecture: 208
+ROWS = (5, 13)
+NEW_TOKENS = 16
+MAX_MODEL_LEN = 64
+Digests = dict[Path, str]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an engine is made to compute; any two of these are combined in some of the ways."""
+
+    chunked: bool = False
+    cached: bool = False
+    preempted: bool = False
+    evicted: bool = False
+
+    def settings(self, arch: str) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "max_num_batched_tokens": 9 if self.chunked else 512,
+            "max_num_seqs": 9 if self.chunked else 16,
+            "max_model_len": MAX_MODEL_LEN,
+            "prefix_caching": self.cached,
+            "patience": 0.02,
+            "adapter_memory": (3 << 18) if self.evicted else (64 << 20),
+        }
+        if self.preempted:
+            settings |= {"page_size": 2, "kv_cache_memory": 120 * token_bytes(arch)}
+        return settings
+
+
+WAYS = (
+    Way(cached=True),
+    Way(chunked=True, evicted=True),
+    Way(chunked=True, cached=True, preempted=True),
+    Way(preempted=True),
+)
+
+
+@pytest.mark.timeout(1200)  # half a minute on a core of its own
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_random_batches_equal_peft(arch: str, device: str, tmp_path: Path) -> None:
+    random = Random(arch)
+    asked = [
+        specimen.questions(tmp_path / "adapters" / name, random, NEW_TOKENS)
+        for name, specimen in every_method(arch).items()
+    ]
+    folders = {path for questions in asked for path, _ in questions[0].parts}
+    if arch == "llama":  # peft does not support all methods on the others
+        served = {read_config(path).get("peft_type", "bottleneck") for path in folders}
+        assert served == {*METHODS, "bottleneck"}
+    store = store_of(tmp_path)
+    digests = {path: store.put(path) for path in sorted(folders)}
+    for way in WAYS:
+        with tiny_engine(tmp_path, arch, device=device, **way.settings(arch)) as engine:
+            before = base_alone(engine)
+            for number, batch in enumerate(batches(asked, random)):
+                answers = answers_of(run_staggered(engine, batch, digests, random))
+                for row, question in enumerate(batch):
+                    name = f"{arch}, {way}, batch {number}, row {row}: {question.adapter}"
+                    assert_same(answers[str(row)], question.answer, name)
+                assert base_alone(engine) == before, f"{arch}, {way}, batch {number}"
+            assert (engine.scheduler.tables.prefix_hits > 0) == way.cached
+            # Where adapters are evicted, their requests are preempted, too.
+            assert engine.scheduler.preemptions > 0 or not way.preempted
+            assert (engine.residency.evictions > 0) == way.evicted
+
+
+def batches(asked: list[list[Question]], random: Random) -> Iterator[list[Question]]:
+    """Batches that have all methods together, and each some rows of the base."""
+    (base, *others) = asked
+    deck: list[list[Question]] = []
+    for _ in range(BATCHES):
+        count = random.randint(*ROWS)
+        if len(deck) < count:
+            deck += random.sample(others, len(others))
+        rows = [random.choice(deck.pop(0)) for _ in range(count)]
+        again = random.sample(rows, random.randint(0, 2))
+        batch = [*rows, *again, *random.choices(base, k=random.randint(1, 2))]
+        yield random.sample(batch, len(batch))
+
+
+def run_staggered(
+    engine: Engine, batch: list[Question], digests: Digests, random: Random
+) -> list[Event]:
+    """Some of the requests come at once, and each other one a few steps later."""
+    events: list[Event] = []
+    for row, question in enumerate(batch):
+        engine.handle(question.request(str(row), digests))
+        for _ in range(random.choice((0, 0, 0, 1, 4))):
+            engine.step()
+            events += engine.take_events()
+    return events + run(engine)
+
+
+def base_alone(engine: Engine) -> list[Tokens]:
+    """What the base answers, to the last bit, to a prompt too short for the cache."""
+    asked = greedy("base", (7,), 2, logprobs=VOCAB_SIZE)
+    return [event for event in run(engine, asked) if isinstance(event, Tokens)]
