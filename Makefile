@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test test-gpu check format bench clean
+.PHONY: help install demo test soak test-gpu check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,10 @@ demo: $(VENV)/.weft ## serve the embedded model with its adapters on http://127.
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.weft-dev ## run the whole suite
 	$(BIN)/pytest --numprocesses $(WORKERS)
+
+soak: export OMP_NUM_THREADS ?= 1
+soak: $(VENV)/.weft-dev ## run the tests that take minutes, one after another
+	$(BIN)/pytest -m soak tests/soak
 
 test-gpu: $(VENV)/.weft-dev ## run the tests that need a CUDA device
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("test-gpu: torch finds no CUDA device")'

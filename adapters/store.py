@@ -5,6 +5,7 @@ model_head.safetensors where an adapter comes with a head.
 """
 
 import errno
+import os
 import secrets
 import threading
 from collections.abc import Collection, Iterator
@@ -129,9 +130,10 @@ class Store:
             for path in _children(self.root):
                 if path.name.startswith((_ARRIVING, _LEAVING)):
                     self._clear(path)
-            for digest in self.digests() - set(keep):
+            stored = self.digests()
+            for digest in stored - set(keep):
                 self._take_away(self.folder(digest))
-        return tuple(sorted(set(keep) - self.digests()))
+        return tuple(sorted(set(keep) - stored))
 
     # ---- reading
 
@@ -157,9 +159,12 @@ class Store:
 
     def digests(self) -> set[str]:
         """The versions that have files here."""
-        shelves = [path for path in _children(self.root) if len(path.name) == 2]
-        folders = [folder for shelf in shelves for folder in _children(shelf)]
-        return {folder.name for folder in folders if folder.name[:2] == folder.parent.name}
+        if not self.root.is_dir():
+            return set()
+        with os.scandir(self.root) as entries:
+            shelves = [entry for entry in entries if len(entry.name) == 2 and entry.is_dir()]
+        found = ((shelf.name, entry.name) for shelf in shelves for entry in os.scandir(shelf))
+        return {name for shelf, name in found if name[:2] == shelf}
 
     # ---- steps of them
 
