@@ -45,6 +45,7 @@ class FakeEngine:
     pace: Callable[[], Awaitable[None]] = at_once
     failure: Exception | None = None
     load_failures: dict[str, Exception] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
     break_after: int | None = None
     error: str | None = None
     tokens_per_event: int = 1
@@ -114,7 +115,7 @@ class FakeEngine:
         if digest in self.load_failures:
             raise self.load_failures[digest]
         self.loaded.add(digest)
-        return LoadReport(
+        report = LoadReport(
             digest=digest,
             method="LORA",
             rank=4,
@@ -127,6 +128,7 @@ class FakeEngine:
             virtual_tokens=self.virtual_tokens,
             delta_bytes=self.delta_bytes,
         )
+        return structs.replace(report, **self.report)
 
     async def unload(self, digest: str) -> None:
         self._check()

@@ -1,63 +1,12 @@
 """The page in a real browser: choosing adapters, streaming side by side, stopping, failing."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CONTRAST, Open, sync_api
 from page_server import DIGEST, PageServer, serving
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-CHROMIUM = os.environ.get("WEFT_CHROMIUM") or shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium: install one or name it in WEFT_CHROMIUM"
-)
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api.expect.set_options(timeout=30_000)  # a busy machine is no failure
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Open]:
-    """Opens a server's page; at the end no script may have failed, no foreign host been asked."""
-    contexts, failures = [], []
-
-    def open_page(server: PageServer, **options: Any) -> Any:
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        page.on("pageerror", lambda error: failures.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((server.url, "data:"))
-                else failures.append(request.url)
-            ),
-        )
-        page.goto(server.url)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not failures
 
 
 @pytest.fixture
@@ -248,28 +197,3 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(open_page: Open) -> None:
         say(page, "long" * 60)
         answers(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 320
-
-
-CONTRAST = """() => {
-  const parse = (color) => (color.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map((c) => (c /= 255) <= 0.03928
-      ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const ground = (node) => {
-    for (let at = node; at; at = at.parentElement) {
-      const color = parse(getComputedStyle(at).backgroundColor);
-      if (color.length === 3 || color[3] > 0) return color;
-    }
-    return [255, 255, 255];
-  };
-  let worst = 21;
-  for (const node of document.querySelectorAll("main *, header *")) {
-    const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-    if (!own || node.disabled || node.closest(":disabled") || !node.checkVisibility()) continue;
-    const [a, b] = [parse(getComputedStyle(node).color), ground(node)].map(light);
-    worst = Math.min(worst, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-  }
-  return worst;
-}"""
