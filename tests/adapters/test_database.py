@@ -1,3 +1,4 @@
+import sqlite3
 import subprocess
 import sys
 from contextlib import suppress
@@ -7,6 +8,8 @@ import pytest
 
 from weft.adapters.database import Database
 from weft.adapters.errors import StateInUse, StorageFull
+from weft.adapters.ledger import Ledger
+from weft.adapters.version import Version
 
 NAME = "INSERT INTO names (tenant, name, last) VALUES ('t', ?, 1)"
 
@@ -82,5 +85,36 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_path_that_cannot_be_opened_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="registry"):
+    with pytest.raises(OSError, match="fails"):
         Database(tmp_path / "missing" / "db")
+
+
+FIRST_FORMAT = """
+CREATE TABLE names (tenant TEXT NOT NULL, name TEXT NOT NULL, current INTEGER,
+    last INTEGER NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (tenant, name)
+) WITHOUT ROWID;
+CREATE TABLE versions (tenant TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL,
+    digest TEXT NOT NULL, bytes INTEGER NOT NULL, created REAL NOT NULL, report TEXT NOT NULL,
+    failed TEXT, PRIMARY KEY (tenant, name, version)
+) WITHOUT ROWID;
+CREATE INDEX versions_by_digest ON versions (digest);
+INSERT INTO names VALUES ('t', 'a', 1, 2, 1);
+INSERT INTO versions VALUES ('t', 'a', 1, 'one', 8, 1.5, '{}', NULL);
+INSERT INTO versions VALUES ('t', 'a', 2, 'two', 9, 2.5, '{"x": 1}', 'damaged');
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_file_of_the_first_format_is_brought_up_to_date(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "db")
+    old.executescript(FIRST_FORMAT)
+    old.close()
+    for _ in range(2):
+        ledger = Ledger(tmp_path / "db")
+        entry = ledger.directory.names["t", "a"]
+        assert (entry.current, entry.pinned, [*entry.versions]) == (1, True, [1, 2])
+        assert entry.versions[2] == Version("a", 2, "two", 9, 2.5, '{"x": 1}')
+        assert ledger.directory.failures == {"two": "damaged"}
+        assert ledger.directory.aliases == {}
+        assert ledger.check() == ()
+        ledger.close()

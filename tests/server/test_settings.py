@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weft.adapters.retention import Retention
 from weft.server.settings import AdapterSource, Settings, SettingsError, parse_size, read_settings
 
 
@@ -143,3 +144,18 @@ def test_lists_come_from_repeated_flags_commas_and_arrays(
 def test_a_path_may_hold_an_equals_sign() -> None:
     got = read_settings({"adapter": ["a=/x=y"]}).settings.adapter
     assert got == (AdapterSource("a", Path("/x=y")),)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30d", 2_592_000), ("12h", 43_200), ("1.5 m", 90), ("10s", 10), ("forever", None)],
+)
+def test_how_long_versions_are_kept(text: str, seconds: float | None) -> None:
+    got = read_settings({"keep_versions": "3", "keep_versions_for": text}).settings
+    assert got.retention == Retention(3, seconds)
+
+
+@pytest.mark.parametrize("text", ["30", "a week", "-1d"])
+def test_a_duration_that_is_none(text: str) -> None:
+    (line,) = lines_of({"keep_versions_for": text})
+    assert line.startswith("--keep-versions-for: should be a duration like 30d")

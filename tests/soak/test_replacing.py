@@ -9,12 +9,14 @@ import pytest
 from replacing import TOKENS, replacing
 from soak_results import keep
 
+from weft.server.engine.launch import launch_process
+
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 SECONDS, CLIENTS = 60, 32
 
 
 async def test_a_replacement_a_second_under_full_load(tmp_path: Path) -> None:
-    async with replacing(tmp_path) as server:
+    async with replacing(tmp_path, launch_process) as server:
         history = await server.history()
         finished = asyncio.Event()
         puts: list[float] = []

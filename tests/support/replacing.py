@@ -16,7 +16,7 @@ from weft.adapters.registry import Registry
 from weft.adapters.store import Store
 from weft.server.app import create_app
 from weft.server.engine.client import EngineClient
-from weft.server.engine.launch import launch_thread
+from weft.server.engine.launch import Launched, launch_thread
 from weft.server.engine.messages import EngineConfig
 from weft.server.services import Services
 from weft.server.settings import Settings
@@ -160,7 +160,9 @@ class Replacing:
 
 
 @asynccontextmanager
-async def replacing(folder: Path) -> AsyncIterator[Replacing]:
+async def replacing(
+    folder: Path, launch: Callable[[], Launched] = launch_thread
+) -> AsyncIterator[Replacing]:
     """A whole server with a real engine on a tiny model; nothing is held when it ends."""
     save_tiny("llama", folder / "model")
     folders = [
@@ -186,7 +188,7 @@ async def replacing(folder: Path) -> AsyncIterator[Replacing]:
         kv_cache_memory=8 << 20,
         adapter_memory=ROOM * size,
     )
-    engine = EngineClient(config, launch=launch_thread)
+    engine = EngineClient(config, launch=launch)
     try:
         await engine.start()
         settings = Settings(
