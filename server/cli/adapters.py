@@ -259,7 +259,7 @@ def _cell(name: str, value: Any) -> str:
     match value:
         case int() if name.endswith("bytes"):
             return human_size(value)
-        case int() if name in {"created", "last_used"}:
+        case int() if name in {"created", "last_used", "changed"}:
             return datetime.fromtimestamp(value, UTC).isoformat(sep=" ")
         case float():
             return f"{value:.4g}"
