@@ -1,5 +1,6 @@
 """Tenants files: what they say, and how each fault is told."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -136,3 +137,12 @@ def test_whatever_a_file_holds_its_refusal_is_lines(data: bytes) -> None:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(TenantsInvalid, match="No such file"):
         read_tenants(tmp_path / "none.toml")
+
+
+def test_the_readmes_example_is_a_file_that_can_be_used() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    example = text[text.index("### Tenants") :].split("```toml\n")[1].split("```")[0]
+    policy = parse_tenants((example + KEY + key_table("bolt", "b")).encode(), "README.md")
+    acme, bolt = policy.tenants.values()
+    assert None not in asdict(acme.quotas).values()
+    assert bolt.quotas == Quotas(requests_per_minute=60)

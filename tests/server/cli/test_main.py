@@ -186,3 +186,21 @@ def test_two_adapters_of_one_name(capsys: Capture, model: Path, tmp_path: Path) 
     ended = run_weft(capsys, "serve", model, "--port", 0, *twice)
     assert ended.code == 2
     assert ended.lines == ["weft: --adapter: the name a is given twice"]
+
+
+def test_listening_for_everybody_without_a_key_is_warned_of(capsys: Capture) -> None:
+    ended = run_weft(capsys, "serve", "/none", "--host", "0.0.0.0", "--port", "0")
+    assert "WARNING: --host 0.0.0.0 without --api-key or --tenants" in ended.err
+    for safe in (("--host", "0.0.0.0", "--api-key", "k"), ("--host", "127.0.0.1")):
+        assert "WARNING" not in run_weft(capsys, "serve", "/none", "--port", "0", *safe).err
+
+
+def test_each_fault_of_a_tenants_file_is_a_line(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "tenants.toml"
+    path.write_text("[tenants.acme]\nweight = 0\nnmae = 1\n")
+    ended = run_weft(capsys, "serve", "/none", "--tenants", path)
+    assert ended.code == 2
+    assert ended.lines == [
+        f"weft: --tenants: {path}: tenants.acme.weight: should be greater than 0, not 0",
+        f"weft: --tenants: {path}: tenants.acme.nmae: there is no such field",
+    ]
