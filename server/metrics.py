@@ -231,7 +231,7 @@ class _EngineCollector(Collector):
 
 
 class _AdapterCollector(Collector):
-    """One set of series for each registered adapter."""
+    """One set of series for each registered adapter; others may be registered meanwhile."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -241,7 +241,7 @@ class _AdapterCollector(Collector):
         states = self._metrics.states()
         known = [
             (label, states[counts.digest])
-            for label, counts in self._metrics.adapters.items()
+            for label, counts in list(self._metrics.adapters.items())
             if counts.digest in states
         ]
         yield from self._placed(known)
@@ -277,7 +277,7 @@ class _AdapterCollector(Collector):
             labels=_LABELS,
         )
         evicted = self._metrics.evictions()
-        for label, counts in self._metrics.adapters.items():
+        for label, counts in list(self._metrics.adapters.items()):
             for name, family in families.items():
                 family.add_metric(label, getattr(counts, name))
             first.add_metric(label, counts.first_tokens, counts.first_token_seconds)
