@@ -32,12 +32,14 @@ from weft.server.engine.messages import (
     Pause,
     Pin,
     Progress,
+    Reserve,
     Sampling,
     Stop,
     Tokens,
     Unload,
 )
 
+OWN = TenantContext("own", kv_pages=3)
 CONFIG = EngineConfig(model="m", store="s")
 REPORT = LoadReport(
     digest="d",
@@ -195,7 +197,7 @@ def test_calls_return_or_raise_what_the_engine_says() -> None:
     asyncio.run(scenario())
 
 
-def test_death_ends_every_wait_and_the_engine_comes_back_with_its_pins() -> None:
+def test_death_ends_every_wait_and_the_engine_comes_back_with_its_pins_and_promises() -> None:
     def reply(command: Command) -> list[Event]:
         if isinstance(command, Pin):
             return [Done(command.id)]
@@ -209,6 +211,7 @@ def test_death_ends_every_wait_and_the_engine_comes_back_with_its_pins() -> None
         engine = ScriptedEngine(answers(reply))
         async with started(engine) as client:
             await client.pin("kept", True)
+            client.reserve([OWN])
             waiting = [
                 asyncio.ensure_future(collect(client, generate("waiting"))),
                 asyncio.ensure_future(client.load("slow")),
@@ -224,6 +227,8 @@ def test_death_ends_every_wait_and_the_engine_comes_back_with_its_pins() -> None
             assert [(pin.digest, pin.pinned) for pin in pins if isinstance(pin, Pin)] == [
                 ("kept", True)
             ] * 2
+            promises = await asyncio.to_thread(engine.wait_for, Reserve, 2)
+            assert promises == [Reserve((OWN,))] * 2
             assert client.restarts == 1
             assert [event.tokens for event in await collect(client, generate("after"))] == [(7,)]
 
