@@ -5,10 +5,10 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test soak test-gpu check format bench clean
+.PHONY: help install demo test soak test-gpu check format bench bench-methods clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.weft ## make .venv and install weft in it
 
@@ -39,6 +39,9 @@ format: $(VENV)/.weft-dev ## format the code and mend what ruff can mend
 
 bench: $(VENV)/.weft ## measure base, one adapter and 32 distinct ones, beside peft
 	$(BIN)/python benchmarks/smoke.py
+
+bench-methods: $(VENV)/.weft ## measure what each adapter method costs a decode step
+	$(BIN)/python benchmarks/methods.py
 
 clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -61,7 +61,7 @@ class Load:
 def main(
     models: Annotated[str, typer.Option(help="embedded, half-billion, or both")] = "both",
     methods: Annotated[str, typer.Option(help="names of families, by semicolons; or all")] = "",
-    turns: Annotated[int, typer.Option(help="steps of each kind that are timed")] = 15,
+    turns: Annotated[int, typer.Option(help="steps of each kind that are timed")] = 30,
     context: Annotated[int, typer.Option(help="tokens that each row attends to")] = 64,
     adapter_gib: Annotated[float, typer.Option(help="memory for adapters")] = 4.0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
