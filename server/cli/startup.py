@@ -39,13 +39,13 @@ class StartupView:
     def serving(self, model: str, info: EngineInfo, adapters: Sequence[str], url: str) -> None:
         """Prints what is served, with what capacity, and where."""
         self.stop()
-        tokens = (info.pages - 1) * info.page_size
+        tokens = info.pages * info.page_size
         print_fields(
             {
                 "model": f"{model} ({info.parameters:,} parameters, context {info.max_model_len})",
                 "device": f"{info.device}, {info.dtype}",
                 "weights": _weights(info),
-                "KV cache": f"{info.pages - 1:,} pages of {info.page_size}: {tokens:,} tokens",
+                "KV cache": f"{info.pages:,} pages of {info.page_size}: {tokens:,} tokens",
                 "adapter pool": f"{human_size(info.adapter_bytes)}, {info.slots} slots",
                 "adapters": ", ".join(adapters) or "none yet",
                 "URL": url,

@@ -1,8 +1,8 @@
 """Trains the embedded model from nothing: `python -m weft.server.demo.train [FOLDER]`.
 
 Writes the base, its adapters, the examples and the report of held-out accuracy. One thread and one
-seed: on the same kind of machine with the same library versions a run repeats itself bit for bit, and
-gives the files that ship. It took 26 minutes on one core.
+seed: on the same kind of machine with the same library versions a run repeats itself bit for bit,
+and gives the files that ship. It took 26 minutes on one core.
 """
 
 import itertools
