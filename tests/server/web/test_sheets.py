@@ -187,7 +187,7 @@ def test_an_evaluation_from_a_file_to_its_verdicts(
     task, general = sheet.locator("table").all()
     assert task.locator("tbody th").all_inner_texts() == [BASE, "better@1", "worse@1"]
     assert task.locator(".verdict").all_inner_texts() == ["helps", "harms"]
-    assert general.locator(".verdict").all_inner_texts() == ["keeps", "forgets"]
+    assert general.locator(".verdict").all_inner_texts() == ["none seen", "forgets"]
     sync_api.expect(task.get_by_role("img", name="−0.500, −0.500 to −0.500")).to_be_visible()
     assert "Regex" in task.inner_text()
     assert "JSON" not in task.inner_text()
