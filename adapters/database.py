@@ -1,4 +1,4 @@
-"""The registry's SQLite file: opened by one process at a time, durable at each commit.
+"""An SQLite file of the state folder: opened by one process at a time, durable at each commit.
 
 One connection, exclusive locking, write-ahead log without shared memory: several writers, whose
 checkpoints some SQLite versions get wrong, cannot occur.
@@ -7,15 +7,15 @@ checkpoints some SQLite versions get wrong, cannot occur.
 import errno
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from weft.adapters.errors import StateInUse, StorageFull
 
-# What makes each format of the one before: a file of an older server is brought up to date.
-_FORMATS = (
+# The registry's.
+_REGISTRY = (
     """
 CREATE TABLE names (
     tenant  TEXT NOT NULL,
@@ -58,6 +58,8 @@ CREATE TABLE aliases (
 """,
 )
 
+Values = Sequence[object] | Mapping[str, object]
+
 
 class Database:
     """A connection that threads share under `lock`.
@@ -66,7 +68,9 @@ class Database:
     fails; a transaction that raised changed nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, formats: Sequence[str] = _REGISTRY) -> None:
+        """formats: what makes each one of that before, for files of older servers and new ones"""
+        self._formats = formats
         self.lock = threading.RLock()
         with _disk_errors():
             self._connection = sqlite3.connect(
@@ -79,7 +83,7 @@ class Database:
             self._connection.close()
             raise
 
-    def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, values: Values = ()) -> list[tuple[Any, ...]]:
         """All rows that a query gives, or that a statement of a transaction returns."""
         with self.lock, _disk_errors():
             return self._connection.execute(query, values).fetchall()
@@ -109,11 +113,10 @@ class Database:
         self._connection.execute("BEGIN EXCLUSIVE")
         self._connection.execute("COMMIT")
         (format_,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if format_ > len(_FORMATS):
-            raise StateInUse(
-                f"the state folder is of format {format_}, this server knows {len(_FORMATS)}"
-            )
-        for number, script in enumerate(_FORMATS[format_:], format_ + 1):
+        newest = len(self._formats)
+        if format_ > newest:
+            raise StateInUse(f"the state folder is of format {format_}, this server knows {newest}")
+        for number, script in enumerate(self._formats[format_:], format_ + 1):
             self._connection.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
 
 
@@ -128,5 +131,5 @@ def _disk_errors() -> Iterator[None]:
         if code == sqlite3.SQLITE_FULL:
             raise StorageFull(errno.ENOSPC, "the disk of the state folder is full") from error
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-            raise OSError(errno.EIO, f"the registry's file fails: {error}") from error
+            raise OSError(errno.EIO, f"a file of the state folder fails: {error}") from error
         raise

@@ -54,7 +54,7 @@ class Directory:
         self.names: Table[Entry] = Table()
         self.aliases: Table[Alias] = Table()
         self.failures: dict[str, str] = {}
-        self._versions: Counter[str] = Counter()
+        self._named: dict[str, list[Key]] = {}
         self._pinned: Counter[str] = Counter()
         self._pointing: dict[Key, dict[str, Alias]] = {}
 
@@ -108,11 +108,15 @@ class Directory:
 
     def has(self, digest: str) -> bool:
         """Whether any version is of this digest."""
-        return digest in self._versions
+        return digest in self._named
 
     def digests(self) -> set[str]:
         """The digests of all versions."""
-        return set(self._versions)
+        return set(self._named)
+
+    def named(self, digest: str) -> tuple[Key, ...]:
+        """The names that have a version of this digest, in order."""
+        return tuple(sorted(self._named.get(digest, ())))
 
     def pinned(self) -> set[str]:
         """The digests that pinned names point to."""
@@ -128,10 +132,15 @@ class Directory:
         """A name is so now, or is no more; returns the digests that no name refers to any more."""
         before = self.names.get(key)
         self.names.change(key, entry)
-        gone = _digests(before)
-        _count(self._versions, _digests(entry), gone)
+        gone, now = _digests(before), _digests(entry)
+        for digest in now - gone:
+            self._named.setdefault(digest, []).append(key)
+        for digest in gone - now:
+            self._named[digest].remove(key)
+            if not self._named[digest]:
+                del self._named[digest]
         _count(self._pinned, _pinned(entry), _pinned(before))
-        unused = {digest for digest in gone if digest not in self._versions}
+        unused = {digest for digest in gone if digest not in self._named}
         for digest in unused:
             self.failures.pop(digest, None)
         return unused
@@ -156,8 +165,8 @@ class Directory:
             self.failures[digest] = reason
 
 
-def _digests(entry: Entry | None) -> list[str]:
-    return [version.digest for version in entry.versions.values()] if entry else []
+def _digests(entry: Entry | None) -> set[str]:
+    return {version.digest for version in entry.versions.values()} if entry else set()
 
 
 def _pinned(entry: Entry | None) -> list[str]:

@@ -5,6 +5,7 @@ it. Knows no device and no model.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -65,6 +66,8 @@ class Registry:
         self.aliases = Aliases(self._ledger)
         self._custody = Custody(store, self._ledger)
         self._last_used: dict[Key, float] = {}
+        self.on_withdraw: Callable[[Hold, str], None] = lambda hold, reason: None
+        """Called when a held version is found to have failed, once until it is put again."""
         try:
             missing = store.sweep(self._directory.digests())
             if missing:
@@ -217,7 +220,10 @@ class Registry:
     def withdraw(self, hold: Hold, reason: str) -> None:
         """Marks a held version as failed under all its names, until its bytes are put again."""
         with self._lock:
+            known = hold.digest in self._directory.failures
             self._directory.set_failure(hold.digest, reason)
+        if not known:
+            self.on_withdraw(hold, reason)
         self._custody.put_off(self._record_failure, hold.digest)
 
     def examine(self, hold: Hold) -> None:
@@ -256,6 +262,11 @@ class Registry:
         """The digests that pinned names point to, for an engine that starts."""
         with self._lock:
             return self._directory.pinned()
+
+    def names(self, digest: str) -> tuple[Key, ...]:
+        """Whose names have a version of this digest: tenants' ids and names, in order."""
+        with self._lock:
+            return self._directory.named(digest)
 
     def stored(self, digest: str) -> bool:
         """Whether a name or a hold refers to the digest, so that its files are kept."""

@@ -26,6 +26,7 @@ _USE = (
     "GET /v1/evaluations",
     "GET /v1/evaluations/{identity}",
     "DELETE /v1/evaluations/{identity}",
+    "GET /v1/usage",
     "GET /version",
     "GET /openapi.json",
 )

@@ -19,6 +19,7 @@ from weft.server.api import (
     models,
     status,
     tokenize,
+    usage,
 )
 from weft.server.api.page import page_routes
 from weft.server.errors import ApiError, ErrorCode, invalid
@@ -57,6 +58,7 @@ def create_app(services: Services, examples: Path | None = None) -> FastAPI:
         lora.router,
         tokenize.router,
         status.router,
+        usage.router,
         page_routes(examples),
     ):
         app.include_router(routes)
@@ -64,6 +66,7 @@ def create_app(services: Services, examples: Path | None = None) -> FastAPI:
         Front,
         tenants=services.tenants,
         metrics=services.metrics,
+        audit=services.audit,
         proxy_header=services.settings.trust_proxy_header,
     )
     app.add_exception_handler(HTTPException, _on_http_exception)

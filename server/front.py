@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from weft.server.access import Route, refusal, route_of
+from weft.server.audit.audit import ACTIONS, OK, Audit, Entry
 from weft.server.errors import ApiError, ErrorCode, invalid, translate
 from weft.server.metrics import Metrics
 from weft.server.router import ADAPTER_HEADERS
@@ -27,13 +28,20 @@ class Front:
     """Gives each request an id and a tenant, or answers it itself."""
 
     def __init__(
-        self, app: ASGIApp, *, tenants: Tenants, metrics: Metrics, proxy_header: str | None
+        self,
+        app: ASGIApp,
+        *,
+        tenants: Tenants,
+        metrics: Metrics,
+        audit: Audit,
+        proxy_header: str | None,
     ) -> None:
         """proxy_header: in which a trusted proxy, and nobody else, names the tenant"""
         self._app = app
         self._proxy_header = proxy_header
         self._tenants = tenants
         self._metrics = metrics
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI call."""
@@ -43,12 +51,14 @@ class Front:
         request_id = secrets.token_hex(12)
         scope.setdefault("state", {})["request_id"] = request_id
         status: int | None = None
+        result = OK
         route = route_of(scope["method"], scope["path"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                await self._record(scope, result)
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
@@ -57,11 +67,13 @@ class Front:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             log.info("request %s: the client went away", request_id)
+            await self._record(scope, "client_gone")
         except Exception as error:
             failure = translate(error)
             if status is not None:
                 log.exception("request %s: failed while it was answered", request_id)
                 raise
+            result = failure.error.code
             await answer_error(failure, request_id, send_with_id)
         finally:
             self._metrics.answered(*_labels(route), status or 499)
@@ -77,8 +89,19 @@ class Front:
             caller = self._tenants.narrow(caller, named)
         if route is None:
             raise refusal(scope["method"], scope["path"])
-        route.check(caller)
         scope["state"].update(caller=caller, tenant=caller.tenant)
+        action = ACTIONS.get((route.method, route.template))
+        if action is not None:
+            name = route.pattern.match(scope["path"])
+            facts = name.groupdict() if name else {}
+            scope["state"]["entry"] = Entry(action, caller, scope["state"]["request_id"], facts)
+        route.check(caller)
+
+    async def _record(self, scope: Scope, result: str) -> None:
+        """Writes a change, before it is answered, to the audit log; others are not written."""
+        entry = scope["state"].pop("entry", None)
+        if entry is not None:
+            await self._audit.record(entry, result)
 
 
 def check_framing(headers: Sequence[tuple[bytes, bytes]], once: Sequence[str] = ()) -> None:

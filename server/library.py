@@ -41,10 +41,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Installed:
-    """What an installation found; `version` is None where it was a dry run."""
+    """What an installation found; `version` is None where it was a dry run.
+
+    before: what the name pointed to until then
+    """
 
     report: LoadReport
     version: Version | None
+    before: Version | None = None
 
 
 class Library:
@@ -157,7 +161,7 @@ class Library:
         self._metrics.adapters[label].load_seconds = report.load_seconds
         await self._moved(before, version)
         await self.prune(tenant, name)
-        return Installed(report, version)
+        return Installed(report, version, before)
 
     async def rollback(
         self,

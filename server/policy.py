@@ -174,6 +174,13 @@ class Policy:
             return None
         return Caller(TenantContext(header), role, caller.key_id)
 
+    def called(self, name: str) -> TenantContext | None:
+        """Whom an admin means, who may be gone; None where nobody can be called so."""
+        known = self.tenants.get(name)
+        if known is not None:
+            return known.context
+        return TenantContext(name) if re.fullmatch(TENANT_ID, name) else None
+
     def owner(self, tenant: TenantContext, adapter: AdapterName) -> TenantContext:
         """In whose names a tenant's word for an adapter is looked up: its own, or the owner's.
 

@@ -16,6 +16,8 @@ from weft.server.errors import ApiError, ErrorCode
 from weft.server.metrics import AdapterLabel, Metrics
 from weft.server.selection import Member, Selected, check, parse
 from weft.server.tenants import Tenants
+from weft.server.usage.counts import BASE as BASE_USED
+from weft.server.usage.counts import SEVERAL, Used
 
 ADAPTER_HEADERS = ("X-Adapter-ID", "X-Amzn-SageMaker-Adapter-Identifier")
 DEFAULT = "default"
@@ -50,6 +52,16 @@ class Target:
     def headers(self) -> tuple[tuple[bytes, str], ...]:
         """The answer's headers that say what computed it."""
         return (b"x-adapter-id", self.id), (b"x-adapter-digest", self.digest)
+
+    def used_by(self, tenant: TenantContext) -> Used:
+        """What the usage of a tenant's request is booked on."""
+        if not self.blend:
+            return Used(BASE_USED, self.base_digest)
+        if len(self.blend) > 1:
+            return Used(SEVERAL, "")
+        ((label, digest),) = self.versions.items()
+        own = label.tenant == tenant.account
+        return Used(label.adapter if own else f"{label.tenant}/{label.adapter}", digest)
 
     @property
     def fingerprint(self) -> str:

@@ -24,6 +24,7 @@ from weft.adapters.registry import Registry
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
 from weft.server.app import create_app
+from weft.server.audit.journal import JournalInvalid
 from weft.server.base_folder import BaseNotFound, default_state_dir, find_base
 from weft.server.detokenizer import TokenizerUnusable
 from weft.server.engine.client import (
@@ -36,6 +37,8 @@ from weft.server.engine.launch import launch_process
 from weft.server.engine.messages import EngineConfig, EngineInfo
 from weft.server.errors import ApiError
 from weft.server.exposure import check_exposure
+from weft.server.library import Installed
+from weft.server.records import Records
 from weft.server.services import Services, base_names
 from weft.server.settings import AdapterSource, Settings
 from weft.server.tenants_file import TenantsInvalid
@@ -81,6 +84,7 @@ class _Launch:
     base: Path
     store: Store
     registry: Registry
+    records: Records
 
 
 def serve(settings: Settings, view: View, examples: Path | None = None) -> None:
@@ -98,7 +102,9 @@ def serve(settings: Settings, view: View, examples: Path | None = None) -> None:
         store = Store(state / "versions")
         registry = _open_registry(state, store)
         stack.callback(registry.close)
-        launch = _Launch(settings, view, examples, sources, sock, base, store, registry)
+        records = _open_records(state, settings)
+        stack.callback(records.close)
+        launch = _Launch(settings, view, examples, sources, sock, base, store, registry, records)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(launch))
 
@@ -246,7 +252,7 @@ def _text(base: Path) -> Text:
 
 def _services(launch: _Launch, engine: EngineClient, text: Text) -> Services:
     def assemble() -> Services:
-        return Services.assemble(launch.settings, engine, launch.registry, text)
+        return Services.assemble(launch.settings, engine, launch.registry, text, launch.records)
 
     return _named("--tenants", assemble, TenantsInvalid)
 
@@ -270,7 +276,11 @@ async def _until_ended(
 async def _start(launch: _Launch, services: Services, ready: asyncio.Task[EngineInfo]) -> None:
     """Finishes the start, and then does from time to time what no request asks for."""
     await _finish_start(launch, services, ready)
-    await asyncio.gather(_prune(services), follow(services, partial(_welcome, launch, services)))
+    await asyncio.gather(
+        _prune(services),
+        follow(services, partial(_welcome, launch, services)),
+        services.usage.follow(lambda: services.engine.stats, services.registry.names),
+    )
 
 
 async def _prune(services: Services) -> None:
@@ -310,11 +320,20 @@ async def _finish_start(
 
 async def _install(services: Services, tenant: TenantContext, source: AdapterSource) -> None:
     try:
-        await services.library.install(tenant, source.name, source.path)
+        installed = await services.library.install(tenant, source.name, source.path)
     except ApiError as error:
         raise StartError(f"{_flag(source)}: {error.body('')['error']['message']}") from None
     except (AdapterInvalid, EngineError, EngineUnavailable, OSError) as error:
         raise StartError(f"{_flag(source)}: {error}") from None
+    _tell_load(services, tenant, installed)
+
+
+def _tell_load(services: Services, owner: TenantContext, installed: Installed) -> None:
+    version, before = installed.version, installed.before
+    if version is not None and (before is None or before.digest != version.digest):
+        event = "adapter.replace" if before else "adapter.load"
+        facts = {"name": version.name, "version": version.version, "digest": version.digest}
+        services.audit.tell(event, {"tenant": owner.id, **facts})
 
 
 def _flag(source: AdapterSource) -> str:
@@ -327,6 +346,18 @@ def _open_registry(state: Path, store: Store) -> Registry:
     except (StateInUse, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise StartError(f"--state-dir {state}: {reason}") from None
+
+
+def _open_records(state: Path, settings: Settings) -> Records:
+    try:
+        return Records.open(state, settings)
+    except JournalInvalid as error:
+        path = settings.audit_log or state / "audit.jsonl"
+        raise StartError(f"--audit-log {path}: {error}") from None
+    except (StateInUse, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        where = getattr(error, "filename", None) or state
+        raise StartError(f"{where}: {reason}") from None
 
 
 def _named(flag: str, make: Callable[[], T], *expected: type[Exception]) -> T:

@@ -1,21 +1,28 @@
 """The parts that the API is made of, put together once."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import HTTPConnection
 
 from weft.adapters.registry import Registry
 from weft.adapters.tenancy import TenantContext
 from weft.server.admission import Admission
+from weft.server.audit.audit import Audit
+from weft.server.audit.collector import AuditCollector
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.evaluation.evaluations import Evaluations
 from weft.server.library import Library
-from weft.server.metrics import Metrics
+from weft.server.metrics import AdapterLabel, Metrics
+from weft.server.records import Records
 from weft.server.router import Router
 from weft.server.settings import Settings
 from weft.server.tenants import Tenants
 from weft.server.tenants_metrics import TenantsCollector
 from weft.server.text import Text
+from weft.server.usage.collector import UsageCollector
+from weft.server.usage.counts import BASE, SEVERAL
+from weft.server.usage.usage import Usage
 from weft.server.vocabulary import tokenizer_remarks
 
 _MOST_IN_BACKGROUND = 16
@@ -35,12 +42,20 @@ class Services:
     tenants: Tenants
     admission: Admission
     evaluations: Evaluations
+    usage: Usage
+    audit: Audit
 
     @classmethod
     def assemble(
-        cls, settings: Settings, engine: EngineClient, registry: Registry, text: Text
+        cls,
+        settings: Settings,
+        engine: EngineClient,
+        registry: Registry,
+        text: Text,
+        records: Records,
     ) -> "Services":
         """Builds what is missing; raises TenantsInvalid for a tenants file that cannot be used."""
+        usage, audit = records
         tenants = Tenants.of(settings)
         names = base_names(settings)
         metrics = Metrics(
@@ -50,6 +65,9 @@ class Services:
             lambda: engine.evictions,
         )
         metrics.add(TenantsCollector(tenants))
+        metrics.add(UsageCollector(usage.meter, partial(_has_series, metrics, tenants), names[0]))
+        metrics.add(AuditCollector(audit))
+        registry.on_withdraw = audit.withdrawn
         admission = Admission(settings.max_num_seqs + settings.max_queue, tenants)
         library = Library(
             engine,
@@ -79,7 +97,11 @@ class Services:
             metrics=metrics,
             tenants=tenants,
             admission=admission,
-            evaluations=Evaluations(engine, text, admission, _background_places(settings)),
+            evaluations=Evaluations(
+                engine, text, admission, usage.meter, _background_places(settings)
+            ),
+            usage=usage,
+            audit=audit,
         )
 
     def context(self, tenant: TenantContext) -> int:
@@ -111,6 +133,15 @@ def base_names(settings: Settings) -> tuple[str, ...]:
 def _background_places(settings: Settings) -> int:
     """How much of what the engine computes at a time may be work that can wait."""
     return max(1, min(settings.max_num_seqs // 4, _MOST_IN_BACKGROUND))
+
+
+def _has_series(metrics: Metrics, tenants: Tenants, user: str, adapter: str) -> bool:
+    """Whether a listed tenant's word for an adapter means the base or a registered one."""
+    if user not in tenants.policy.tenants:
+        return False
+    owner, slash, name = adapter.rpartition("/")
+    label = AdapterLabel(owner if slash else user, name)
+    return adapter in (BASE, SEVERAL) or label in metrics.adapters
 
 
 def _slots(engine: EngineClient) -> int:

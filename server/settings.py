@@ -163,6 +163,12 @@ class Settings(BaseSettings):
         description="Where loaded adapters are kept across restarts; "
         "by default a folder of the user's own for each base model.",
     )
+    audit_log: Folder | None = Field(
+        None, description="File of who changed what; by default audit.jsonl in the state folder."
+    )
+    keep_usage_for: Duration = Field(
+        90 * 86400.0, description="How long the usage of an hour is kept: 90d, 12h, forever."
+    )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of equal prefixes.")
     trust_proxy_header: str | None = Field(
         None, description="Header in which a trusted proxy names the tenant."

@@ -27,9 +27,11 @@ async def follow(services: Services, welcome: Callable[[TenantContext], Awaitabl
 
 async def take_over(services: Services) -> tuple[TenantContext, ...]:
     """Puts the file's policy in force if it changed and can be used; returns who is new."""
-    before = services.tenants.contexts
+    before, refusals = services.tenants.contexts, services.tenants.refusals
     changed = await asyncio.to_thread(services.tenants.refresh, lambda p: _check(services, p))
     if not changed:
+        if services.tenants.refusals > refusals:
+            services.audit.tell("tenants.reload", result="refused")
         return ()
     now = services.tenants.contexts
     for tenant in _without(before, now):
@@ -37,6 +39,7 @@ async def take_over(services: Services) -> tuple[TenantContext, ...]:
     for tenant in _without(now, before):
         services.library.announce(tenant)
     services.engine.reserve(now)
+    services.audit.tell("tenants.reload", {"tenants": len(now)})
     return _without(now, before)
 
 

@@ -12,6 +12,7 @@ from weft.adapters.errors import UnknownAdapter
 from weft.adapters.registry import Adapter
 from weft.adapters.tenancy import TenantContext
 from weft.server.api.body import RequestBody, parse, read_json_bytes
+from weft.server.api.changes import note, note_load, note_version
 from weft.server.api.hub import fetched_folder
 from weft.server.api.json_response import json_response
 from weft.server.api.sources import allowed_folder
@@ -114,17 +115,22 @@ async def put_adapter(request: Request, name: str, dry_run: bool = False) -> Res
     """Loads a new version, by path, from the hub or as an upload; answers when it can serve."""
     services, tenant = services_of(request), request.state.tenant
     services.library.check_name(name)
+    if dry_run:
+        note(request, dry_run=True)
     installed = await _install(request, services, name, dry_run)
     report = structs.asdict(installed.report)
     if installed.version is None:
         return json_response({"object": "adapter", "name": name, "dry_run": True, "report": report})
+    note_load(request, installed.before, installed.version)
     return _shown(services, tenant, name, report=report)
 
 
 @changing.delete("/{name}")
 async def delete_adapter(request: Request, name: str) -> Response:
     """Removes an adapter with its versions; requests that run with it are finished."""
-    await services_of(request).library.remove(request.state.tenant, name, if_match(request))
+    services, tenant = services_of(request), request.state.tenant
+    note_version(request, services.registry.lookup(tenant, name))
+    await services.library.remove(tenant, name, if_match(request))
     return json_response({"id": name, "object": "adapter", "deleted": True})
 
 
@@ -134,7 +140,8 @@ async def roll_back_adapter(
 ) -> Response:
     """Points the name to the version given, or to the one before the current one."""
     services, tenant = services_of(request), request.state.tenant
-    await services.library.rollback(tenant, name, version, if_match(request))
+    after = await services.library.rollback(tenant, name, version, if_match(request))
+    note_version(request, after)
     return _shown(services, tenant, name)
 
 
@@ -142,7 +149,8 @@ async def roll_back_adapter(
 async def pin_adapter(request: Request, name: str) -> Response:
     """Keeps the adapter on the device."""
     services, tenant = services_of(request), request.state.tenant
-    await services.library.pin(tenant, name, True, if_match(request))
+    version = await services.library.pin(tenant, name, True, if_match(request))
+    note_version(request, version)
     return _shown(services, tenant, name)
 
 
@@ -150,7 +158,8 @@ async def pin_adapter(request: Request, name: str) -> Response:
 async def unpin_adapter(request: Request, name: str) -> Response:
     """Lets the adapter leave the device when others need its room."""
     services, tenant = services_of(request), request.state.tenant
-    await services.library.pin(tenant, name, False, if_match(request))
+    version = await services.library.pin(tenant, name, False, if_match(request))
+    note_version(request, version)
     return _shown(services, tenant, name)
 
 

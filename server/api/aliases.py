@@ -9,6 +9,7 @@ from weft.adapters.alias import LARGEST_WEIGHT, MOST_TARGETS, Alias, Arm
 from weft.adapters.aliases import Aliases
 from weft.server.api.adapters import changes_allowed, if_match
 from weft.server.api.body import RequestBody, describes, json_body
+from weft.server.api.changes import note
 from weft.server.api.json_response import json_response
 from weft.server.services import services_of
 
@@ -52,8 +53,8 @@ async def put_alias(
     library, tenant = services_of(request).library, request.state.tenant
     library.check_name(name)
     expected = if_match(request)
-    return _answer(
-        await library.commit(_aliases(request).put, tenant, name, body.targets, expected)
+    return _changed(
+        request, await library.commit(_aliases(request).put, tenant, name, body.targets, expected)
     )
 
 
@@ -65,9 +66,11 @@ async def promote_target(
 ) -> Response:
     """Lets one of the alias's targets take all."""
     library, tenant = services_of(request).library, request.state.tenant
+    note(request, target=body.target)
     expected = if_match(request)
-    return _answer(
-        await library.commit(_aliases(request).promote, tenant, name, body.target, expected)
+    return _changed(
+        request,
+        await library.commit(_aliases(request).promote, tenant, name, body.target, expected),
     )
 
 
@@ -75,8 +78,8 @@ async def promote_target(
 async def roll_back_alias(request: Request, name: str) -> Response:
     """Lets the alias lead where it led before its last change."""
     library, tenant = services_of(request).library, request.state.tenant
-    return _answer(
-        await library.commit(_aliases(request).rollback, tenant, name, if_match(request))
+    return _changed(
+        request, await library.commit(_aliases(request).rollback, tenant, name, if_match(request))
     )
 
 
@@ -106,6 +109,11 @@ def _targets(arms: tuple[Arm, ...]) -> dict[str, float]:
 
 def _aliases(request: Request) -> Aliases:
     return services_of(request).registry.aliases
+
+
+def _changed(request: Request, alias: Alias) -> Response:
+    note(request, digest=alias.digest, targets=_targets(alias.arms))
+    return _answer(alias)
 
 
 def _answer(alias: Alias) -> Response:

@@ -126,7 +126,8 @@ class Answer(Response, ABC):
         ):
             timer = RequestTimer(services.metrics, target.versions)
             work, writer = await self.prepare(target)
-            generation = Generation(services.engine, services.text, work, self.request_id)
+            tab = services.usage.meter.tab(tenant, target.used_by(tenant))
+            generation = Generation(services.engine, services.text, work, self.request_id, tab)
             self._target_headers = [(name, value.encode()) for name, value in target.headers]
             try:
                 async with (

@@ -16,6 +16,8 @@ from weft.server.evaluation.evaluations import Evaluation, Json, Plan
 from weft.server.evaluation.examples import Example
 from weft.server.evaluation.measuring import Model
 from weft.server.services import Services, services_of
+from weft.server.usage.counts import BASE as BASE_USED
+from weft.server.usage.counts import Used
 
 BASE = "base"
 MAX_ADAPTERS = 16
@@ -104,7 +106,7 @@ def _models(
 ) -> list[Model]:
     """The base and the named versions, which are held by `leases`; raises ApiError."""
     base, tenant, choice = services.base_name, request.state.tenant, request.state.request_id
-    models = {base: Model(base)}
+    models = {base: Model(base, Used(BASE_USED, services.engine.info.model_digest))}
     for index, name in enumerate(names):
         if name == BASE or name in services.router.base_names:
             continue
@@ -112,5 +114,5 @@ def _models(
         target = leases.enter_context(found)
         if target.id in models:
             raise invalid(f"adapters[{index}]", "is the same version as another one")
-        models[target.id] = Model(target.id, target.blend)
+        models[target.id] = Model(target.id, target.used_by(tenant), target.blend)
     return list(models.values())

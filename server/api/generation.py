@@ -1,9 +1,10 @@
 """Runs one HTTP request's prompts on the engine and merges what comes back. Knows no formats."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec import structs
 
@@ -14,8 +15,10 @@ from weft.server.engine.client import EngineClient
 from weft.server.engine.messages import Generate, Sampling, TokenLogprobs, Tokens
 from weft.server.errors import ApiError, ErrorCode
 from weft.server.text import Text
+from weft.server.usage.meter import Bill, Tab
 
 _Events = AsyncGenerator[Tokens, None]
+_Late = Callable[[int, Tokens], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def answer_length(prompt: int, asked: int | None, limit: int, param: str) -> int
 class Generation:
     """The choices of one request, numbered by prompt and then by child."""
 
-    def __init__(self, engine: EngineClient, text: Text, work: Work, request_id: str) -> None:
+    def __init__(
+        self, engine: EngineClient, text: Text, work: Work, request_id: str, tab: Tab
+    ) -> None:
         self.work = work
         self.usage = Usage(sum(len(prompt) for prompt in work.prompts))
         self.queue_seconds = 0.0
@@ -89,6 +94,7 @@ class Generation:
         self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}
         self._engine = engine
         self._request_id = request_id
+        self._bills = [Bill(tab, len(prompt)) for prompt in work.prompts]
         self._choices = [
             Choice(index, text.detokenizer(), work.stops, work.sampling.min_tokens)
             for index in range(work.sequences)
@@ -110,8 +116,11 @@ class Generation:
             )
             for number, prompt in enumerate(self.work.prompts)
         ]
-        streams = [self._engine.generate(request) for request in requests]
-        async with aclosing(_merged(streams)) as events:
+        streams = [
+            self._engine.generate(request, partial(self._late, number))
+            for number, request in enumerate(requests)
+        ]
+        async with aclosing(_merged(streams, self._late)) as events:
             async for number, event in events:
                 delta = self._push(number, event)
                 if delta is None:
@@ -127,6 +136,8 @@ class Generation:
         choice = self._choices[number * self.work.n + event.index]
         if choice.finish is not None:
             return None
+        bill = self._bills[number]
+        bill.reach(event)
         if event.finish == "error":
             raise ApiError(ErrorCode.named(event.error))
         if event.finish == "abort":
@@ -140,12 +151,26 @@ class Generation:
         self.queue_seconds = max(self.queue_seconds, event.queue_seconds or 0.0)
         before = choice.completion_tokens
         delta = choice.push(event)
-        self.usage.completion_tokens += choice.completion_tokens - before
+        completion = choice.completion_tokens - before
+        self.usage.completion_tokens += completion
+        bill.complete(completion)
         return delta
 
+    def _late(self, number: int, event: Tokens) -> None:
+        """What was still computed when nobody read any more is charged, up to a choice's end."""
+        choice = self._choices[number * self.work.n + event.index]
+        if choice.finish is None:
+            charge = self._bills[number].reach if self.work.silent else self._bills[number].add
+            charge(event)
 
-async def _merged(streams: Sequence[_Events]) -> AsyncGenerator[tuple[int, Tokens], None]:
-    """The streams' events as they come, each with its stream's number; closes all streams."""
+
+async def _merged(
+    streams: Sequence[_Events], late: _Late
+) -> AsyncGenerator[tuple[int, Tokens], None]:
+    """The streams' events as they come, each with its stream's number; closes all streams.
+
+    late: called with those that nobody takes any more
+    """
     if len(streams) == 1:
         async with aclosing(streams[0]) as events:
             async for event in events:
@@ -153,7 +178,7 @@ async def _merged(streams: Sequence[_Events]) -> AsyncGenerator[tuple[int, Token
         return
     queue: asyncio.Queue[tuple[int, Tokens | Exception | None]] = asyncio.Queue(len(streams))
     tasks = [
-        asyncio.create_task(_forward(number, stream, queue))
+        asyncio.create_task(_forward(number, stream, queue, late))
         for number, stream in enumerate(streams)
     ]
     try:
@@ -170,17 +195,26 @@ async def _merged(streams: Sequence[_Events]) -> AsyncGenerator[tuple[int, Token
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        while not queue.empty():
+            number, item = queue.get_nowait()
+            if isinstance(item, Tokens):
+                late(number, item)
 
 
 async def _forward(
     number: int,
     stream: _Events,
     queue: "asyncio.Queue[tuple[int, Tokens | Exception | None]]",
+    late: _Late,
 ) -> None:
     try:
         async with aclosing(stream) as events:
             async for event in events:
-                await queue.put((number, event))
+                try:
+                    await queue.put((number, event))
+                except asyncio.CancelledError:
+                    late(number, event)
+                    raise
     except Exception as error:  # noqa: BLE001 - raised again by the reader of the queue
         await queue.put((number, error))
     else:

@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse
 from weft.adapters.errors import UnknownAdapter
 from weft.server.api.adapters import changes_allowed, if_match
 from weft.server.api.body import RequestBody, describes, json_body
+from weft.server.api.changes import note, note_load, note_version
 from weft.server.api.fields import Ignored
 from weft.server.api.sources import allowed_folder
 from weft.server.errors import ApiError, ErrorCode, invalid
@@ -40,12 +41,15 @@ async def load_lora_adapter(
 ) -> Response:
     """Loads an adapter by path; a name that is taken already only with `load_inplace`."""
     services, tenant, name = services_of(request), request.state.tenant, body.lora_name
+    note(request, name=name)
     services.library.check_name(name)
     if not body.load_inplace and _exists(request, name):
         raise invalid("lora_name", f"'{name}' is loaded already; set load_inplace to replace it")
     settings = services.settings
     folder = allowed_folder(body.lora_path, settings.adapter_root, settings.max_adapter_size)
-    await services.library.install(tenant, name, folder, expected=if_match(request))
+    installed = await services.library.install(tenant, name, folder, expected=if_match(request))
+    if installed.version is not None:
+        note_load(request, installed.before, installed.version)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
@@ -55,9 +59,11 @@ async def unload_lora_adapter(
     body: Annotated[UnloadLoraAdapterRequest, Depends(json_body(UnloadLoraAdapterRequest))],
 ) -> Response:
     """Removes an adapter."""
-    name = body.lora_name
+    services, tenant, name = services_of(request), request.state.tenant, body.lora_name
+    note(request, name=name)
     try:
-        await services_of(request).library.remove(request.state.tenant, name, if_match(request))
+        note_version(request, services.registry.lookup(tenant, name))
+        await services.library.remove(tenant, name, if_match(request))
     except UnknownAdapter:
         values: dict[str, Any] = {"model": name[:128]}
         raise ApiError(ErrorCode.MODEL_NOT_FOUND, param="lora_name", values=values) from None

@@ -124,6 +124,8 @@ def _help(name: str, field: FieldInfo) -> str:
     default = field.default
     if is_size(name):
         shown = "auto" if default is None else human_size(default)
+    elif name.endswith("_for"):
+        shown = "forever" if default is None else f"{default / 86400:g}d"
     elif isinstance(default, bool):
         shown = "on" if default else "off"
     else:

@@ -77,6 +77,7 @@ class _Stream:
     """
 
     open_children: set[int]
+    late: Callable[[Tokens], None] = lambda _: None
     queue: asyncio.Queue[Tokens | None] = field(default_factory=asyncio.Queue)
     paused: bool = False
 
@@ -97,6 +98,7 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._launched: Launched | None = None
         self._streams: dict[str, _Stream] = {}
+        self._left: dict[str, _Stream] = {}
         self._calls: dict[str, asyncio.Future[LoadReport | None]] = {}
         self._pinned: set[str] = set()
         self._reserved: tuple[TenantContext, ...] = ()
@@ -172,12 +174,15 @@ class EngineClient:
 
     # ---- calls
 
-    async def generate(self, request: Generate) -> AsyncGenerator[Tokens, None]:
+    async def generate(
+        self, request: Generate, late: Callable[[Tokens], None] = lambda _: None
+    ) -> AsyncGenerator[Tokens, None]:
         """Yields the request's events; leaving the iteration early aborts the request.
 
+        late: called with the events that come after that, to the last one of each child
         Raises EngineUnavailable where the engine is down or dies on the way.
         """
-        stream = self._streams[request.id] = _Stream(set(range(request.n)))
+        stream = self._streams[request.id] = _Stream(set(range(request.n)), late)
         try:
             self._send(request)
             while stream.open_children:
@@ -192,7 +197,11 @@ class EngineClient:
                 yield event
         finally:
             del self._streams[request.id]
+            while not stream.queue.empty():
+                if (unread := stream.queue.get_nowait()) is not None:
+                    self._hear(unread, stream)
             if stream.open_children and self._up:
+                self._left[request.id] = stream
                 self._send(Abort(request.id))
 
     async def abort(self, request_id: str, index: int | None = None) -> None:
@@ -301,6 +310,8 @@ class EngineClient:
                 self._last_token = self._last_event
                 if stream := self._streams.get(event.id):
                     self._deliver(event, stream)
+                elif stream := self._left.get(event.id):
+                    self._hear(event, stream)
             case Stats():
                 self.stats = event
                 self.evictions.update(event.evicted)
@@ -322,6 +333,14 @@ class EngineClient:
             stream.paused = True
             self._send(Pause(event.id, True))
 
+    def _hear(self, event: Tokens, stream: _Stream) -> None:
+        """Passes on what comes after a stream was left."""
+        if event.finish is not None:
+            stream.open_children.discard(event.index)
+        if not stream.open_children:
+            self._left.pop(event.id, None)
+        stream.late(event)
+
     def _on_up(self, info: EngineInfo) -> None:
         self._info, self._up = info, True
         if self._reserved:
@@ -342,6 +361,7 @@ class EngineClient:
 
     def _fail_pending(self) -> None:
         self.stats = None
+        self._left.clear()
         for stream in self._streams.values():
             stream.queue.put_nowait(None)
         for call_id in list(self._calls):

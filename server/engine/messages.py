@@ -184,6 +184,7 @@ class Tokens(Message, frozen=True, kw_only=True):
     finish: "stop" (eos or stop token; `stop_token` says which), "length", "abort" or "error"
     (`error` holds a code of the error catalogue).
     queue_seconds: from its arrival until it was computed first; None where it never was
+    computed_tokens: of the prompt, cached ones included, once or more often
     """
 
     id: str
@@ -196,6 +197,7 @@ class Tokens(Message, frozen=True, kw_only=True):
     finish: str | None = None
     stop_token: int | None = None
     error: str | None = None
+    computed_tokens: int = 0
 
 
 class LoadReport(Message, frozen=True, kw_only=True):

@@ -51,6 +51,7 @@ class Outbox:
             finish=finish.reason if finish else None,
             stop_token=finish.stop_token if finish else None,
             error=finish.error if finish else None,
+            computed_tokens=min(max(seq.charged - seq.lead, 0), seq.prompt_len),
         )
 
     def _take_prompt(self, seq: Sequence) -> tuple[TokenLogprobs | None, ...] | None:

@@ -19,6 +19,7 @@ from weft.server.evaluation.judgement import MARGIN, judge
 from weft.server.evaluation.measuring import Measuring, Model
 from weft.server.evaluation.outcome import Outcome
 from weft.server.text import Text
+from weft.server.usage.meter import Meter
 
 MAX_RUNNING = 2
 MAX_KEPT = 8
@@ -69,14 +70,22 @@ class Evaluation:
 class Evaluations:
     """Starts, finds and removes evaluations; few at a time, so that they stay in the background.
 
-    admission: charges their tokens   places: how many of their requests may be in the engine, all
-        evaluations together
+    admission: charges their tokens   meter: counts what they use   places: how many of their
+        requests may be in the engine, all evaluations together
     """
 
-    def __init__(self, engine: EngineClient, text: Text, admission: Admission, places: int) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        text: Text,
+        admission: Admission,
+        meter: Meter,
+        places: int,
+    ) -> None:
         self._engine = engine
         self._text = text
         self._admission = admission
+        self._meter = meter
         self._places = places
         self._slots = asyncio.Semaphore(places)
         self._all: dict[str, Evaluation] = {}  # oldest first
@@ -132,6 +141,7 @@ class Evaluations:
                 evaluation.tenant.background,
                 self._slots,
                 pay=partial(self._admission.pay, evaluation.tenant),
+                meter=self._meter,
                 name=evaluation.id,
                 done=evaluation.advance,
             )

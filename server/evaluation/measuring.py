@@ -15,13 +15,16 @@ from weft.server.errors import ApiError, ErrorCode, invalid
 from weft.server.evaluation.encoded import Encoded
 from weft.server.evaluation.outcome import Outcome, PatternInvalid, is_json, is_same, matches
 from weft.server.text import Text
+from weft.server.usage.counts import Used
+from weft.server.usage.meter import Bill, Meter
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is measured: its name in the API, and what computes it."""
+    """What is measured: its name in the API, what computes it, and what usage is booked on."""
 
     name: str
+    used: Used
     blend: Blend = BASE
 
     @property
@@ -34,8 +37,8 @@ class Measuring:
     """Every example on every model, an example's models side by side so that batches are mixed.
 
     tenant: on whose behalf   slots: how many requests all evaluations have in the engine at a time
-    pay: awaited with the tokens of each request before it   done: called after each example of each
-        model
+    pay: awaited with the tokens of each request before it   meter: counts what each one used
+    done: called after each example of each model
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Measuring:
         slots: asyncio.Semaphore,
         *,
         pay: Callable[[int], Awaitable[None]],
+        meter: Meter,
         name: str,
         done: Callable[[], None],
     ) -> None:
@@ -54,6 +58,7 @@ class Measuring:
         self._tenant = tenant
         self._slots = slots
         self._pay = pay
+        self._meter = meter
         self._name = name
         self._done = done
         self._requests = 0
@@ -137,8 +142,10 @@ class Measuring:
             sampling=sampling,
             blend=model.blend,
         )
-        async with aclosing(self._engine.generate(request)) as events:
+        bill = Bill(self._meter.tab(self._tenant, model.used), len(prompt))
+        async with aclosing(self._engine.generate(request, bill.add)) as events:
             async for event in events:
+                bill.add(event)
                 if event.finish == "error":
                     raise ApiError(ErrorCode.named(event.error))
                 if event.finish == "abort":

@@ -20,6 +20,7 @@ from weft.adapters.registry import Registry
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
 from weft.server.app import create_app
+from weft.server.records import Records
 from weft.server.services import Services
 from weft.server.settings import Settings
 from weft.server.tenants import DEFAULT_TENANT
@@ -88,10 +89,12 @@ def api(folder: Path, engine: FakeEngine | None = None, **settings: Any) -> Iter
     registry = Registry(folder / "registry.sqlite", Store(folder / "versions"))
     engine = engine or FakeEngine(reply=tuple(tiny_text().encode(REPLY)))
     given = {"model": f"/models/{BASE}", "adapter_root": (root,), **settings}
-    services = Services.assemble(Settings(**given), engine, registry, tiny_text())
+    records = Records.open(folder, Settings(**given))
+    services = Services.assemble(Settings(**given), engine, registry, tiny_text(), records)
     try:
         yield Api(services, engine, registry, root)
     finally:
+        records.close()
         registry.close()
 
 

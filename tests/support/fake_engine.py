@@ -34,8 +34,9 @@ class FakeEngine:
     """Answers every prompt with `reply`, or with what `replies` says for its adapter, then EOS.
 
     losses: of each prompt token, by adapter, "" being the base   pace: awaited before each event
-    failure: raised by every call   break_after: events of a
-    request after which `EngineUnavailable` is raised, or an event with the code `error` comes
+    failure: raised by every call   computed_when_left: prompt tokens that a child which was left
+    says were computed   break_after: events of a request after which `EngineUnavailable` is
+    raised, or an event with the code `error` comes
     virtual_tokens, delta_bytes: of each adapter that is loaded
     """
 
@@ -56,6 +57,7 @@ class FakeEngine:
     stats: Stats | None = None
     evictions: dict[str, int] = field(default_factory=dict)
     queue_seconds: float | None = 0.5
+    computed_when_left: int = 0
     requests: list[Generate] = field(default_factory=list)
     live: set[str] = field(default_factory=set)
     aborted: list[tuple[str, int | None]] = field(default_factory=list)
@@ -96,15 +98,29 @@ class FakeEngine:
     async def probe(self) -> bool:
         return self.ready
 
-    async def generate(self, request: Generate) -> AsyncGenerator[Tokens, None]:
+    async def generate(
+        self, request: Generate, late: Callable[[Tokens], None] = lambda _: None
+    ) -> AsyncGenerator[Tokens, None]:
         self._check()
         self.requests.append(request)
         self.live.add(request.id)
+        open_children = set(range(request.n))
         try:
             async for event in self._events(request):
+                if event.finish is not None:
+                    open_children.discard(event.index)
                 yield event
         finally:
             self.live.discard(request.id)
+            for index in open_children:
+                late(
+                    Tokens(
+                        id=request.id,
+                        index=index,
+                        finish="abort",
+                        computed_tokens=self.computed_when_left,
+                    )
+                )
 
     async def abort(self, request_id: str, index: int | None = None) -> None:
         self.aborted.append((request_id, index))

@@ -16,6 +16,7 @@ from weft.server.app import create_app
 from weft.server.engine.client import EngineClient
 from weft.server.engine.launch import launch_thread
 from weft.server.engine.messages import EngineConfig
+from weft.server.records import Records
 from weft.server.services import Services
 from weft.server.settings import Settings
 from weft.server.tenants import DEFAULT_TENANT
@@ -70,12 +71,14 @@ async def _serve(
 ) -> None:
     store = Store(state / "versions")
     registry = Registry(state / "registry.sqlite", store)
+    records = Records.open(state, Settings(model=str(model)))
     config = EngineConfig(model=str(model), store=str(store.root), **_SMALL)
     engine = EngineClient(config, launch=launch_thread)
     try:
         await engine.start()
         settings = Settings(model=str(model))
-        services = Services.assemble(settings, engine, registry, Text.load(str(model)))
+        text = Text.load(str(model))
+        services = Services.assemble(settings, engine, registry, text, records)
         for name, folder in adapters.items():
             await services.library.install(DEFAULT_TENANT, name, folder)
         app = create_app(services)
@@ -87,4 +90,5 @@ async def _serve(
         await serving
     finally:
         await engine.close()
+        records.close()
         registry.close()

@@ -18,6 +18,7 @@ from weft.server.app import create_app
 from weft.server.engine.client import EngineClient
 from weft.server.engine.launch import Launched, launch_thread
 from weft.server.engine.messages import EngineConfig
+from weft.server.records import Records
 from weft.server.services import Services
 from weft.server.settings import Settings
 from weft.server.text import Text
@@ -178,6 +179,7 @@ async def replacing(
     ]
     store = Store(folder / "state" / "versions")
     registry = Registry(folder / "state" / "registry.sqlite", store)
+    records = Records.open(folder / "state", Settings())
     size = 2 * max((path / "adapter_model.safetensors").stat().st_size for path in folders)
     config = EngineConfig(
         model=str(folder / "model"),
@@ -195,7 +197,7 @@ async def replacing(
             model=str(folder / "model"), adapter_root=(folder / "open",), keep_versions=2
         )
         text = Text.load(str(folder / "model"))
-        services = Services.assemble(settings, engine, registry, text)
+        services = Services.assemble(settings, engine, registry, text, records)
         transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
         async with httpx.AsyncClient(
             transport=transport, base_url="http://weft", timeout=60
@@ -206,4 +208,5 @@ async def replacing(
         assert registry.check() == ()
     finally:
         await engine.close()
+        records.close()
         registry.close()

@@ -1,0 +1,1 @@
+"""What tenants used of which adapters: counted exactly, kept durably, read by hour or day."""
