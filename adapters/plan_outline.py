@@ -5,6 +5,8 @@ What comes back is believed only as far as it fits the buffer: shapes, dtypes, k
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from itertools import accumulate
+from operator import mul
 from typing import Self
 
 import msgspec
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weft.adapters.operations import Operation
-from weft.adapters.packed import Packed, typed_view
+from weft.adapters.packed import Packed
 from weft.adapters.plan import AdapterPlan
 
 _DTYPES = {
@@ -83,18 +85,19 @@ class PlanOutline(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises ValueError where the outline does not describe a plan that lies in it.
         """
-        data = buffer.view(torch.uint8)
+        tensors = OutlinedTensors(buffer.view(torch.uint8))
         kinds = {kind.__name__: kind for kind in Operation.__subclasses__()}
         try:
             ops = {
                 module: tuple(
-                    kinds[op.kind](*(_restored(value, data) for value in op.values)) for op in ops
+                    kinds[op.kind](*(_restored(value, tensors) for value in op.values))
+                    for op in ops
                 )
                 for module, ops in self.ops.items()
             }
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"no plan: {error}") from error
-        if sum(self.sizes) != data.numel():
+        if sum(self.sizes) != buffer.nbytes:
             raise ValueError("no plan: its sizes are not those of its buffer")
         plan = AdapterPlan(self.digest, self.method, ops, self.invocation)
         return Packed(plan, buffer, self.sizes)
@@ -106,9 +109,27 @@ def tensor_outline(tensor: Tensor, start: int = 0) -> TensorOutline:
     return TensorOutline(offset, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
-def outlined_tensor(outline: TensorOutline, data: Tensor) -> Tensor:
-    """The tensor in `data`, 1-D bytes; raises KeyError or RuntimeError where it is not in there."""
-    return typed_view(data, outline.start, outline.shape, _DTYPES[outline.dtype])
+class OutlinedTensors:
+    """The tensors in `data`, 1-D bytes that begin their storage.
+
+    Each is made by one call of torch: in each it lets go of the interpreter, and to get that back
+    from a thread that computes may take long.
+    """
+
+    def __init__(self, data: Tensor) -> None:
+        self._data = data
+        self._views: dict[torch.dtype, Tensor] = {}
+
+    def get(self, outline: TensorOutline) -> Tensor:
+        """One of them; raises KeyError, RuntimeError or ValueError where it is not in there."""
+        dtype = _DTYPES[outline.dtype]
+        if dtype not in self._views:
+            self._views[dtype] = self._data.view(dtype)
+        start, rest = divmod(outline.start, dtype.itemsize)
+        if rest:
+            raise ValueError("no plan: a tensor between two places")
+        strides = list(accumulate(reversed(outline.shape[1:]), mul, initial=1))[::-1]
+        return self._views[dtype].as_strided(outline.shape, strides[: len(outline.shape)], start)
 
 
 def _described(op: Operation, start: int) -> Iterator[Value]:
@@ -122,9 +143,9 @@ def _described(op: Operation, start: int) -> Iterator[Value]:
             yield value
 
 
-def _restored(value: Value, data: Tensor) -> Tensor | dict[str, Tensor] | str:
+def _restored(value: Value, tensors: OutlinedTensors) -> Tensor | dict[str, Tensor] | str:
     if isinstance(value, TensorOutline):
-        return outlined_tensor(value, data)
+        return tensors.get(value)
     if isinstance(value, dict):
-        return {name: outlined_tensor(tensor, data) for name, tensor in value.items()}
+        return {name: tensors.get(tensor) for name, tensor in value.items()}
     return value

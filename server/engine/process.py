@@ -18,6 +18,8 @@ from weft.server.engine.messages import START, Command, EngineConfig, Failed, Pr
 
 log = logging.getLogger("weft.engine")
 HEARTBEAT_SECONDS = 1.0
+SWITCH_SECONDS = 0.0005
+"""How long a thread that reads commands or takes a load in may keep the computing one waiting."""
 AWAITED_SECONDS = 0.002
 """Between looks at loads under way, while nothing can be computed."""
 
@@ -104,4 +106,5 @@ def _one_line(error: Exception) -> str:
 
 if __name__ == "__main__":
     logs.configure()
+    sys.setswitchinterval(SWITCH_SECONDS)
     run(socket.socket(fileno=int(sys.argv[1])), launch.fork())

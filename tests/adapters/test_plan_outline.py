@@ -89,6 +89,7 @@ LIES = {
     "too long": TensorOutline(0, (1 << 20,), "float32"),
     "before the start": TensorOutline(-4, (4,), "float32"),
     "a negative side": TensorOutline(0, (-4, 2), "float32"),
+    "between two places": TensorOutline(1, (2,), "float32"),
     "no dtype": TensorOutline(0, (4,), "Tensor"),
 }
 

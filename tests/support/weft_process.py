@@ -25,6 +25,11 @@ class WeftProcess:
         self.block: dict[str, str] = {}
 
     @property
+    def pid(self) -> int:
+        """Of the server's process."""
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """Where it listens, once it has printed that it serves."""
         assert self._process.stdout is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
-from weft.adapters.plan_outline import PlanOutline, outlined_tensor
+from weft.adapters.plan_outline import OutlinedTensors, PlanOutline
 from weft.adapters.store import Store
 from weft.server.engine.loader.channel import Channel
 from weft.server.engine.loader.messages import (
@@ -71,7 +71,7 @@ class RemoteWeights:
             told, file = self._ask(module, name, whole=True)
         if not isinstance(told, Parameter) or file is None:
             raise ConnectionResetError("the engine is gone")
-        return outlined_tensor(told.tensor, unseal(file))
+        return OutlinedTensors(unseal(file)).get(told.tensor)
 
     def _in_files(self, module: str, name: str, told: Sample) -> Tensor | None:
         found = self._files.parameter(module, name)

@@ -8,7 +8,8 @@ from weft.adapters.base_outline import BaseOutline
 from weft.adapters.card import Card
 from weft.adapters.plan_outline import PlanOutline, TensorOutline
 
-_WALL_FACTOR = 4.0
+_WALL_FACTOR = 10.0
+_LEAST_WALL_SECONDS = 60.0
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -36,7 +37,7 @@ class LoaderConfig(Message, frozen=True, kw_only=True):
     @property
     def wall_seconds(self) -> float:
         """How long a load may take by the clock, on a machine that has other work too."""
-        return _WALL_FACTOR * self.seconds
+        return _LEAST_WALL_SECONDS + _WALL_FACTOR * self.seconds
 
 
 class LoadVersion(Message, frozen=True):

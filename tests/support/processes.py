@@ -1,0 +1,25 @@
+"""What runs under a process, by Linux's own account."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def children(pid: int) -> Iterator[int]:
+    """The processes that any thread of a process started."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+def name_of(pid: int) -> str:
+    """As tools like `ps` show it."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def engine_of(server: int) -> int:
+    """The engine's process under a server's; raises StopIteration while there is none."""
+    return next(children(server))
+
+
+def loader_of(server: int) -> int:
+    """The process under a server's engine from which loads are forked."""
+    return next(pid for pid in children(engine_of(server)) if name_of(pid) == "weft-loader")
