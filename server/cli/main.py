@@ -13,6 +13,7 @@ from weft.server.cli.console import complain, err, out
 from weft.server.cli.evaluate import evaluate
 from weft.server.cli.inspect import inspect
 from weft.server.cli.options import EPILOG, with_settings
+from weft.server.cli.records import audit_app, usage
 from weft.server.cli.serve import DEMO_SETS, demo, serve
 from weft.server.cli.tenants import app as tenants_app
 from weft.server.cli.verify import verify
@@ -34,6 +35,8 @@ app.add_typer(tenants_app, name="tenants")
 app.command("inspect")(inspect)
 app.command("verify")(verify)
 app.command("evaluate")(evaluate)
+app.command("usage")(usage)
+app.add_typer(audit_app, name="audit")
 app.add_typer(config_app, name="config")
 
 

@@ -14,7 +14,7 @@ from weft.server.usage.meter import Meter
 
 log = logging.getLogger("weft.usage")
 WRITE_SECONDS = 5.0
-"""What a server that is killed may lose, beside what its running requests would still report."""
+"""With a sample's time, what a server that is killed may lose: running requests count as they go."""
 SAMPLE_SECONDS = 1.0
 
 

@@ -174,6 +174,31 @@ def test_leaving_a_stream_aborts_the_request() -> None:
     asyncio.run(scenario())
 
 
+def test_what_comes_after_a_stream_was_left_is_told_to_its_end() -> None:
+    def reply(command: Command) -> list[Event]:
+        if isinstance(command, Generate):
+            return [Tokens(id=command.id, index=i, tokens=(5,)) for i in range(2)]
+        if isinstance(command, Abort):
+            ends = [
+                Tokens(id=command.id, index=i, finish="abort", computed_tokens=3) for i in (0, 1)
+            ]
+            return [*ends, Tokens(id=command.id, index=1, tokens=(9,))]
+        return [Done(command.id)] if isinstance(command, Pin) else []
+
+    async def scenario() -> None:
+        late: list[Tokens] = []
+        async with started(ScriptedEngine(answers(reply))) as client:
+            stream = client.generate(generate("left", 2), late.append)
+            await anext(stream)
+            await client.pin("d", True)  # whose answer comes after the second child's token
+            await stream.aclose()
+            await client.pin("d", False)
+        told = [(event.index, event.tokens, event.finish) for event in late]
+        assert told == [(1, (5,), None), (0, (), "abort"), (1, (), "abort")]
+
+    asyncio.run(scenario())
+
+
 def test_calls_return_or_raise_what_the_engine_says() -> None:
     def reply(command: Command) -> list[Event]:
         if isinstance(command, Load):
