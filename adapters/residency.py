@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
+
 from weft.adapters.arena import Arena, Installation
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
 from weft.adapters.loader import Loader
@@ -261,8 +263,14 @@ class Residency:
         """Copies one slice; returns its bytes, or all of `budget` where only waiting is left."""
         assert self._installing is not None
         digest, installation = self._installing
-        copied = installation.advance(budget)
-        if installation.finish():
+        try:
+            copied = installation.advance(budget)
+            arrived = installation.finish()
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self._drop(digest)
+            self._fail(digest, MemoryError(str(error)))
+            return budget
+        if arrived:
             self._pool.commit(digest)
             self._awaited.add(digest)
             self._installing = None

@@ -49,4 +49,6 @@ def error_code(error: Exception) -> str:
         return "adapter_invalid"
     if isinstance(error, LoadFailed):
         return "engine_unavailable"
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
     return "internal_error"
