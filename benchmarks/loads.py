@@ -1,0 +1,328 @@
+"""Do loads go unnoticed, and does nobody wait for ever? Ratios of one run on one machine.
+
+    python benchmarks/loads.py
+
+beside   p99 of warm tenants' inter-token latency while versions are loaded, to that without loads
+cold     first token of a version that is on disk only, to the load's own time and steps
+third    the longest wait for a third version while two hot ones fill the pool
+cycle    first token where the versions in use need twice the pool, to a pool that holds them all
+
+Writes results/loads.json and prints the table.
+"""
+
+import asyncio
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import machine
+import typer
+import workload
+from rich.console import Console
+from rich.table import Table
+
+from weft.adapters.blend import alone
+from weft.adapters.store import Store
+from weft.adapters.tenancy import TenantContext
+from weft.server.engine.client import EngineClient
+from weft.server.engine.messages import EngineConfig, Generate, Sampling
+
+BASES = {"embedded": workload.embedded, "half-billion": workload.qwen_half_billion}
+RANK = 16
+PROMPT_TOKENS = 16
+WARM = 8
+LOADED = 24
+console = Console(width=120)
+
+
+@dataclass
+class Server:
+    """A running engine and the versions in its store."""
+
+    client: EngineClient
+    digests: Sequence[str]
+    prompts: Sequence[tuple[int, ...]]
+    names: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    async def tokens(self, adapter: int | None, count: int) -> list[float]:
+        """Asks for `count` tokens; returns when each came, in seconds after the question."""
+        number = next(self.names)
+        request = Generate(
+            id=f"r{number}",
+            tenant=TenantContext(f"tenant-{adapter}"),
+            prompt=self.prompts[number % len(self.prompts)],
+            blend=alone(None if adapter is None else self.digests[adapter]),
+            sampling=Sampling(max_tokens=count, temperature=0.0, ignore_eos=True),
+        )
+        asked = time.perf_counter()
+        arrivals: list[float] = []
+        async for event in self.client.generate(request):
+            arrivals += [time.perf_counter() - asked] * len(event.tokens)
+            if event.error:
+                raise RuntimeError(event.error)
+        return arrivals
+
+    async def load_seconds(self) -> float:
+        """Of all loads so far, by the engine's next statistics."""
+        before = self.client.stats
+        while self.client.stats is before or self.client.stats is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        return self.client.stats.load_seconds
+
+
+@asynccontextmanager
+async def serving(
+    base: workload.Base, adapters: list[Path], pool: int, core: int | None, host: int | None = 0
+) -> AsyncIterator[Server]:
+    """An engine whose pool holds so many of the adapters; host: bytes of its host tier."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        digests = [store.put(adapter) for adapter in adapters]
+        size = await _bytes_of_one(base, store, digests[0])
+        client = EngineClient(
+            EngineConfig(
+                model=str(base.folder),
+                store=folder,
+                prefix_caching=False,
+                max_num_seqs=32,
+                threads=1,
+                kv_cache_memory=256 << 20,
+                adapter_memory=pool * size,
+                adapter_host_memory=host,
+            )
+        )
+        await client.start()
+        try:
+            if core is not None:
+                _pin(client.pid, core)
+            yield Server(client, digests, workload.prompts(base, 64, PROMPT_TOKENS))
+        finally:
+            await client.close()
+
+
+async def beside(server: Server, loads_per_minute: int, window: float, turns: int) -> Any:
+    """Windows without and with loads, in turns; all of `WARM` streams go on through them."""
+    gaps: dict[bool, list[float]] = {False: [], True: []}
+    busy, over = False, False
+
+    async def stream(adapter: int) -> None:
+        while not over:
+            number = next(server.names)
+            request = Generate(
+                id=f"w{number}",
+                tenant=TenantContext(f"tenant-{adapter}"),
+                prompt=server.prompts[number % len(server.prompts)],
+                blend=alone(server.digests[adapter % 4]),
+                sampling=Sampling(max_tokens=200, temperature=0.0, ignore_eos=True),
+            )
+            last: float | None = None
+            async for event in server.client.generate(request):
+                now = time.perf_counter()
+                if last is not None and event.tokens:
+                    gaps[busy].append(now - last)
+                last = now
+                if over:
+                    break
+
+    for adapter, digest in enumerate(server.digests):
+        if adapter < 4:
+            await server.client.load(digest)
+        else:
+            await server.client.unload(digest)
+    streams = [asyncio.create_task(stream(adapter)) for adapter in range(WARM)]
+    await asyncio.sleep(1.0)
+    gaps[False].clear()
+    seconds: list[float] = []
+    for turn in range(2 * turns):
+        busy = turn % 2 == 1
+        ends = time.perf_counter() + window
+        while (now := time.perf_counter()) < ends:
+            if not busy:
+                await asyncio.sleep(ends - now)
+                continue
+            digest = server.digests[4 + len(seconds) % (len(server.digests) - 4)]
+            await server.client.load(digest)
+            seconds.append(time.perf_counter() - now)
+            await server.client.unload(digest)
+            pause = 60 / loads_per_minute - (time.perf_counter() - now)
+            await asyncio.sleep(max(0.0, pause))
+    over = True
+    await asyncio.gather(*streams)
+    quiet, loaded = (_figures(gaps[kind]) for kind in (False, True))
+    return {
+        "loads_a_minute": 60 * len(seconds) / (turns * window),
+        "answer_to_a_load": _figures(seconds),
+        "quiet": quiet,
+        "loading": loaded,
+        "ratio_p50": loaded["p50"] / quiet["p50"],
+        "ratio_p99": loaded["p99"] / quiet["p99"],
+    }
+
+
+async def cold(server: Server, repeats: int) -> Any:
+    """Versions that are on disk only, one after the other on an idle engine with room for them."""
+    over: list[float] = []
+    firsts: list[float] = []
+    loads: list[float] = []
+    steps: list[float] = []
+    for number in range(repeats):
+        adapter = number % len(server.digests)
+        await server.client.unload(server.digests[adapter])
+        before = await server.load_seconds()
+        (first,) = await server.tokens(adapter, 1)
+        load = await server.load_seconds() - before
+        warm = await server.tokens(adapter, 16)
+        step = statistics.median(b - a for a, b in itertools.pairwise(warm))
+        # Its own first token takes the step of its prompt; two more are what a load may add.
+        over.append((first - load - warm[0]) / step)
+        firsts.append(first)
+        loads.append(load)
+        steps.append(step)
+    return {
+        "first_token_p50": statistics.median(firsts),
+        "load_p50": statistics.median(loads),
+        "step_p50": statistics.median(steps),
+        "steps_beyond_load_p50": statistics.median(over),
+        "steps_beyond_load_max": max(over),
+    }
+
+
+async def third(server: Server, repeats: int) -> Any:
+    """Two versions fill the pool, and their clients never stop; a third one is asked for."""
+    over = False
+
+    async def client(adapter: int) -> None:
+        while not over:
+            await server.tokens(adapter, 50)
+
+    clients = [asyncio.create_task(client(adapter % 2)) for adapter in range(8)]
+    await asyncio.sleep(3.0)
+    waits = []
+    for _ in range(repeats):
+        waits.append((await server.tokens(2, 1))[0])
+        await asyncio.sleep(2.0)
+    over = True
+    await asyncio.gather(*clients)
+    return {"waits": waits, "longest": max(waits)}
+
+
+async def cycle(server: Server, versions: int, seconds: float) -> Any:
+    """A closed loop of as many clients as versions, each asking for all versions in its order."""
+    firsts: list[float] = []
+    for digest in server.digests[:versions]:
+        await server.client.load(digest)
+    ends = time.perf_counter() + seconds
+
+    async def client(start: int) -> None:
+        for number in itertools.count(start):
+            if time.perf_counter() > ends:
+                return
+            firsts.append((await server.tokens(number * 3 % versions, 32))[0])
+
+    await asyncio.gather(*map(client, range(versions)))
+    stats = server.client.stats
+    return _figures(firsts) | {"evictions": stats.evictions if stats else 0}
+
+
+def main(
+    model: Annotated[str, typer.Option(help="embedded or half-billion")] = "embedded",
+    loads: Annotated[int, typer.Option(help="loads a minute")] = 100,
+    window: Annotated[float, typer.Option(help="seconds of each window")] = 15.0,
+    turns: Annotated[int, typer.Option(help="windows of each kind")] = 2,
+    core: Annotated[int | None, typer.Option(help="processor for the engine alone")] = None,
+) -> None:
+    """Runs all four and writes the results file."""
+    results = asyncio.run(_run(BASES[model](), loads, window, turns, core))
+    results = {"model": model, "rank": RANK, "loads_per_minute": loads, "core": core} | results
+    name = "loads" if model == "embedded" else f"loads-{model}"
+    console.print(f"written: {machine.write_results(name, results)}")
+    _print(results)
+
+
+async def _run(
+    base: workload.Base, loads: int, window: float, turns: int, core: int | None
+) -> dict[str, Any]:
+    adapters = workload.random_adapters(base, LOADED, RANK)
+    results: dict[str, Any] = {}
+    async with serving(base, adapters, LOADED, core) as server:
+        results["cold"] = await cold(server, 10)
+        results["beside"] = await beside(server, loads, window, turns)
+    async with serving(base, adapters, 2, core) as server:
+        results["third"] = await third(server, 5)
+    versions = 8
+    async with serving(base, adapters, versions, core, host=None) as server:
+        roomy = await cycle(server, versions, window)
+    async with serving(base, adapters, versions // 2, core, host=None) as server:
+        tight = await cycle(server, versions, window)
+    ratios = {f"ratio_{name}": tight[name] / roomy[name] for name in ("mean", "p50", "p99")}
+    results["cycle"] = {"all_fit": roomy, "half_fit": tight} | ratios
+    return results
+
+
+async def _bytes_of_one(base: workload.Base, store: Store, digest: str) -> int:
+    """What a version takes in the pool."""
+    client = EngineClient(
+        EngineConfig(model=str(base.folder), store=str(store.root), threads=1, max_num_seqs=1)
+    )
+    await client.start()
+    try:
+        return (await client.load(digest)).bytes
+    finally:
+        await client.close()
+
+
+def _pin(engine: int | None, core: int) -> None:
+    """Gives the thread that computes a processor of its own; all else gets the others."""
+    others = set(range(os.cpu_count() or 1)) - {core}
+    os.sched_setaffinity(0, others)
+    for task in Path(f"/proc/{engine}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core} if task.name == str(engine) else others)
+        for child in (task / "children").read_text().split():
+            os.sched_setaffinity(int(child), others)
+
+
+def _figures(values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "count": len(ordered),
+        "mean": statistics.fmean(ordered),
+        "p50": statistics.median(ordered),
+        "p99": ordered[int(0.99 * (len(ordered) - 1))],
+        "max": ordered[-1],
+    }
+
+
+def _print(results: dict[str, Any]) -> None:
+    table = Table("question", "measured", "goal")
+    cold, third = results["cold"], results["third"]
+    table.add_row(
+        f"inter-token p99 beside {results['loads_per_minute']} loads a minute, to quiet",
+        f"{results['beside']['ratio_p99']:.2f}",
+        "≤ 1.10",
+    )
+    table.add_row(
+        "steps that a cold version's first token takes beyond its load, median and most",
+        f"{cold['steps_beyond_load_p50']:.1f}, {cold['steps_beyond_load_max']:.1f}",
+        "≤ 2",
+    )
+    table.add_row(
+        "longest wait for a third version beside two hot ones", f"{third['longest']:.2f} s", "≤ 2 s"
+    )
+    cycle = results["cycle"]
+    table.add_row(
+        "first token with half the pool that is needed, to the whole: mean, p50, p99",
+        ", ".join(f"{cycle[f'ratio_{name}']:.2f}" for name in ("mean", "p50", "p99")),
+        "≤ 3",
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
