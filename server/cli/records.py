@@ -23,13 +23,15 @@ def usage(
     start: Time = None,
     end: Time = None,
     hourly: Annotated[bool, typer.Option("--hourly", help="By hour instead of by day.")] = False,
-    tenant: Annotated[str | None, typer.Option(help="Only this one, with an admin's key.")] = None,
+    whose: Annotated[
+        str | None, typer.Option("--tenant", help="Only this one, with an admin's key.")
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="Only this one.")] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
     """Shows what was used of which adapters; of the last seven days, if not told otherwise."""
-    asked = {"start": start, "end": end, "tenant": tenant, "adapter": adapter}
+    asked = {"start": start, "end": end, "tenant": whose, "adapter": adapter}
     words = {name: value for name, value in asked.items() if value is not None}
     words["bucket_width"] = "1h" if hourly else "1d"
     client = Client(url, api_key)
@@ -42,7 +44,7 @@ def usage(
     if not rows:
         out.print("no usage")
         return
-    heading = ("from (UTC)", "tenant", "adapter", "version", *_NUMBERS, "device hours")
+    heading = ("from (UTC)", "tenant", "adapter", "version", *_NUMBERS, "byte-hours")
     print_rows([heading, *map(_cells, rows)])
 
 

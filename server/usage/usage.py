@@ -14,7 +14,7 @@ from weft.server.usage.meter import Meter
 
 log = logging.getLogger("weft.usage")
 WRITE_SECONDS = 5.0
-"""With a sample's time, what a server that is killed may lose: running requests count as they go."""
+"""With a sample's time, what a kill may lose; running requests count as they go."""
 SAMPLE_SECONDS = 1.0
 
 

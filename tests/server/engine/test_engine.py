@@ -163,6 +163,19 @@ def test_abort_ends_every_child_once(engine: Engine) -> None:
     )
 
 
+def test_the_last_event_tells_how_much_of_a_prompt_was_computed(tmp_path: Path) -> None:
+    with tiny_engine(tmp_path, max_num_seqs=1, max_num_batched_tokens=4) as engine:
+        for name in ("first", "waits"):
+            engine.handle(greedy(name, tuple(range(20, 39)), 5))
+        for _ in range(2):
+            engine.step()
+        told = ends(run(engine, Abort("first"), Abort("waits")))
+        assert told["first", 0].computed_tokens == 8
+        assert told["waits", 0].computed_tokens == 0
+        done = ends(run(engine, greedy("whole", PROMPT, 2, n=2)))
+        assert [done["whole", i].computed_tokens for i in range(2)] == [len(PROMPT)] * 2
+
+
 def test_unload_lets_running_requests_finish(engine: Engine, tmp_path: Path) -> None:
     digest = adapter(tmp_path)
     load(engine, digest)
