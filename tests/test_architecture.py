@@ -22,6 +22,7 @@ HEAVY = (
     "weft.adapters",
     "weft.server.demo",
     "weft.server.engine",
+    "weft.server.adapterhub",
     "weft.server.inspection",
     "weft.server.verification",
 )
