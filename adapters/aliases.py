@@ -120,7 +120,7 @@ class Aliases:
                 self._check(key, arms)
             if current is None or current.arms != arms:
                 change.rows.lead(key, arms, current.arms if current else ())
-        return _known(key[1], self._find(key))
+        return _known(key[1], change.aliases[key])
 
     def _check(self, key: Key, arms: Sequence[Arm]) -> None:
         """Raises AliasInvalid where an alias cannot lead so."""

@@ -9,17 +9,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weft.adapters.alias import Alias
 from weft.adapters.catalogue import Catalogue, Key
 from weft.adapters.database import Database
 from weft.adapters.directory import Directory
 from weft.adapters.files import Files
+from weft.adapters.version import Entry
 
 
 @dataclass
 class Change:
-    """One transaction. unused: once it is committed, the digests that no name refers to any more"""
+    """One transaction.
+
+    Once it is committed, names, aliases: as it left them   unused: the digests that no name refers
+    to any more
+    """
 
     rows: Catalogue
+    names: dict[Key, Entry | None] = field(default_factory=dict)
+    aliases: dict[Key, Alias | None] = field(default_factory=dict)
     unused: set[str] = field(default_factory=set)
 
 
@@ -64,13 +72,13 @@ class Ledger:
             change = Change(self._catalogue)
             with self._database.transaction():
                 yield change
-                found = {key: self._catalogue.entry(key) for key in names}
-                led = {key: self._catalogue.alias(key) for key in aliases}
+                change.names = {key: self._catalogue.entry(key) for key in names}
+                change.aliases = {key: self._catalogue.alias(key) for key in aliases}
                 failed = self._catalogue.failures() if failures else {}
             with self.lock:
-                for key, entry in found.items():
+                for key, entry in change.names.items():
                     change.unused |= self.directory.set_name(key, entry)
-                for key, alias in led.items():
+                for key, alias in change.aliases.items():
                     self.directory.set_alias(key, alias)
                 for digest in failures:
                     self.directory.set_failure(digest, failed.get(digest))

@@ -22,7 +22,7 @@ from weft.adapters.errors import (
     VersionConflict,
 )
 from weft.adapters.holds import Hold, Lease, Upload
-from weft.adapters.ledger import Ledger
+from weft.adapters.ledger import Change, Ledger
 from weft.adapters.retention import Retention
 from weft.adapters.store import Source, Store
 from weft.adapters.tenancy import TenantContext
@@ -128,7 +128,7 @@ class Registry:
             change.rows.heal(digest)
             if current is None or current.digest != digest:
                 change.rows.add(key, digest, upload.nbytes, report)
-        return self._version(key)
+        return _pointed_to(key, change)
 
     def rollback(
         self,
@@ -152,7 +152,7 @@ class Registry:
             if target.failed is not None:
                 raise AdapterCorrupt(target.digest)
             change.rows.point(key, version)
-        return self._version(key)
+        return _pointed_to(key, change)
 
     def remove(self, ctx: TenantContext, name: str, expected: str | None = None) -> tuple[str, ...]:
         """Removes a name with its versions; returns the digests that no name refers to any more.
@@ -327,6 +327,13 @@ class Registry:
                 reason = self._directory.failures.get(digest)
             if reason is not None:
                 change.rows.fail(digest, reason)
+
+
+def _pointed_to(key: Key, change: Change) -> Version:
+    """The version that a name points to since a change, whatever came after it."""
+    entry = change.names[key]
+    assert entry is not None
+    return entry.versions[entry.current]
 
 
 def _expect(name: str, current: Version | None, expected: str | None) -> None:

@@ -138,7 +138,9 @@ def test_a_name_is_linearizable(tmp_path: Path) -> None:
 
     def put(seed: int) -> None:
         begin = next(clock)
-        version = state.put("a", seed).version
+        put = state.put("a", seed)
+        version = put.version
+        assert put.report == f'{{"seed": {seed}}}', "another one's put was answered"
         puts[version] = begin
         history.append((begin, next(clock), version))
 
