@@ -232,3 +232,32 @@ async def test_old_versions_leave_by_the_rule(tmp_path: Path) -> None:
         assert api.engine.loaded == {digests[0], digests[3], digests[4]}
         assert [v.version for v in api.registry.versions(DEFAULT_TENANT, "pirate")] == [1, 4, 5]
         api.check()
+
+
+async def test_a_rule_that_was_tightened_is_applied_to_all_names(tmp_path: Path) -> None:
+    with make_api(tmp_path) as api:
+        for name in ("pirate", "poet"):
+            for seed in (1, 2, 3):
+                await api.add(name, seed=seed)
+    with make_api(tmp_path, keep_versions=1) as api:
+        await api.services.library.prune_all()
+        for name in ("pirate", "poet"):
+            assert [v.version for v in api.registry.versions(DEFAULT_TENANT, name)] == [3]
+        assert len(list(api.registry.arrivals().glob("??/*"))) == 1
+        api.check()
+
+
+async def test_an_upload_succeeds_though_old_versions_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_api(tmp_path, keep_versions=1) as api:
+        await api.add("pirate", seed=1)
+
+        def broken(*_: object) -> None:
+            raise OSError(5, "broken")
+
+        monkeypatch.setattr(api.registry, "prune", broken)
+        async with api.client() as client:
+            body = {"path": str(api.folder(2))}
+            assert (await client.put("/v1/adapters/pirate", json=body)).status_code == 200
+            assert (await client.get("/v1/adapters/pirate")).json()["version"] == 2
