@@ -22,7 +22,7 @@ from weft.server.api import (
     usage,
 )
 from weft.server.api.page import page_routes
-from weft.server.errors import ApiError, ErrorCode, invalid
+from weft.server.errors import ERROR_SCHEMA, ApiError, ErrorCode, invalid
 from weft.server.front import Front
 from weft.server.services import Services
 
@@ -37,6 +37,11 @@ _BODIES = (
     aliases.PutAliasRequest,
     aliases.PromoteRequest,
 )
+
+_ANY_ERROR = {
+    "description": "Any error",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+}
 
 
 def create_app(services: Services, examples: Path | None = None) -> FastAPI:
@@ -71,7 +76,7 @@ def create_app(services: Services, examples: Path | None = None) -> FastAPI:
     )
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    _describe_bodies(app)
+    _describe(app)
     return app
 
 
@@ -93,8 +98,8 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
     raise invalid(str(detail["loc"][-1]), message[:1].lower() + message[1:])
 
 
-def _describe_bodies(app: FastAPI) -> None:
-    """Adds the bodies' schemas to the OpenAPI document: routes read them themselves."""
+def _describe(app: FastAPI) -> None:
+    """Adds to the OpenAPI document what routes read and answer by themselves: bodies, errors."""
     generated = app.openapi
     schemas: list[tuple[type[BaseModel], Literal["validation"]]] = [
         (schema, "validation") for schema in _BODIES
@@ -103,7 +108,13 @@ def _describe_bodies(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generated()
         _, definitions = models_json_schema(schemas, ref_template="#/components/schemas/{model}")
-        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        known = document.setdefault("components", {}).setdefault("schemas", {})
+        known.update(definitions["$defs"], Error=ERROR_SCHEMA)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            known.pop(unused, None)
+        for operation in (o for methods in document["paths"].values() for o in methods.values()):
+            operation["responses"].pop("422", None)  # FastAPI's own, which is never sent
+            operation["responses"]["default"] = _ANY_ERROR
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -17,6 +17,7 @@ from weft.adapters.errors import (
     AdapterInUse,
     AdapterInvalid,
     AliasInvalid,
+    LoadFailed,
     StorageFull,
     UnknownAdapter,
     VersionConflict,
@@ -113,6 +114,26 @@ class ErrorCode(Enum):
         """The member called `code` on the wire; INTERNAL_ERROR where there is none."""
         return cls.__members__.get((code or "").upper(), cls.INTERNAL_ERROR)
 
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "additionalProperties": False,
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "additionalProperties": False,
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"enum": sorted({error.kind for error in ErrorCode})},
+                "param": {"type": ["string", "null"]},
+                "code": {"enum": [error.code for error in ErrorCode]},
+            },
+        }
+    },
+}
+"""The JSON schema of every error's body."""
 
 # The rest of the body would be taken for the next request, or for nothing useful.
 _UNREAD = frozenset(
@@ -211,7 +232,7 @@ def translate(error: Exception) -> ApiError:
             return ApiError(ErrorCode.ADAPTER_CORRUPT)
         case StorageFull() | OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return ApiError(ErrorCode.INSUFFICIENT_STORAGE)
-        case EngineUnavailable():
+        case EngineUnavailable() | LoadFailed():
             return ApiError(ErrorCode.ENGINE_UNAVAILABLE)
         case EngineError():
             log.warning("the engine reported %s: %s", error.code, error)

@@ -1,5 +1,6 @@
 """What runs under a process, by Linux's own account."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +24,9 @@ def engine_of(server: int) -> int:
 def loader_of(server: int) -> int:
     """The process under a server's engine from which loads are forked."""
     return next(pid for pid in children(engine_of(server)) if name_of(pid) == "weft-loader")
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

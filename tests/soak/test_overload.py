@@ -1,0 +1,220 @@
+"""Four times more requests than a server computes, and one tenant at ten times its share.
+
+By the clock, on a real server: what is asserted is what holds on an idle core, all else is kept.
+"""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from time import monotonic
+from typing import Any
+
+import httpx
+import pytest
+from processes import engine_of, resident_bytes
+from soak_results import keep
+from tenants_files import tenants_file
+from tiny_models import save_tiny
+from weft_process import WeftProcess
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
+TENANTS = [f"tenant{number}" for number in range(8)]
+PLACES, RUNNING = 32, 16
+PROMPT, ANSWER = 32, 128
+PEAK_SECONDS, OVERLOAD_SECONDS, FAIR_SECONDS = 10, 30, 20
+OVERLOAD = 4
+MODEL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+"""So large that an engine's step, not the clients, is what takes most of the core."""
+LIGHT_SHARE = 0.5
+"""Of its share, what a light tenant asks for."""
+HEAVY_SHARES = 10
+
+
+@dataclass(frozen=True)
+class Answer:
+    """status: of the answer   begin, first, end: when it was asked, began and ended"""
+
+    status: int
+    begin: float
+    first: float
+    end: float
+    retry_after: str | None
+
+
+class Server:
+    """A server with eight tenants, and its tenants' clients."""
+
+    def __init__(self, process: WeftProcess, clients: dict[str, httpx.AsyncClient]) -> None:
+        self._pids = process.pid, engine_of(process.pid)
+        self._clients = clients
+        self._asked = 0
+
+    @property
+    def resident(self) -> int:
+        """Bytes of the server's processes."""
+        return sum(map(resident_bytes, self._pids))
+
+    async def ask(self, tenant: str) -> Answer:
+        """One streamed request."""
+        self._asked += 1
+        body: dict[str, Any] = {
+            "model": "base",
+            "prompt": [5 + (self._asked * 31 + place) % 500 for place in range(PROMPT)],
+            "max_tokens": ANSWER,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        begin = monotonic()
+        request = self._clients[tenant].stream("POST", "/v1/completions", json=body)
+        async with request as answer:
+            pieces = answer.aiter_bytes()
+            last = await anext(pieces)
+            first = monotonic()
+            async for piece in pieces:
+                last = piece
+        if answer.status_code == 200:
+            assert last.rstrip().endswith(b"[DONE]"), last
+        else:
+            assert json.loads(last)["error"]["code"] == "queue_full"
+        retry_after = answer.headers.get("retry-after")
+        return Answer(answer.status_code, begin, first, monotonic(), retry_after)
+
+    async def keep_busy(self, clients: int, seconds: float) -> list[Answer]:
+        """So many clients, one request after another."""
+        until = monotonic() + seconds
+
+        async def client(number: int) -> list[Answer]:
+            answers = []
+            while monotonic() < until:
+                answers.append(await self.ask(TENANTS[number % len(TENANTS)]))
+            return answers
+
+        told = await asyncio.gather(*map(client, range(clients)))
+        return [answer for answers in told for answer in answers]
+
+    async def offer(self, tenant: str, rate: float, seconds: float) -> list[Answer]:
+        """So many requests a second, whatever becomes of them."""
+        began = monotonic()
+        tasks = []
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, began + number / rate - monotonic()))
+            tasks.append(asyncio.create_task(self.ask(tenant)))
+        return list(await asyncio.gather(*tasks))
+
+
+@asynccontextmanager
+async def serving(folder: Path, *more: object) -> AsyncIterator[Server]:
+    model = save_tiny("llama", folder / "base", **MODEL)
+    keys = {tenant: f"key-{tenant}" for tenant in TENANTS}
+    flags: list[object] = ["--tenants", tenants_file(folder, **keys), "--dtype", "float32"]
+    flags += ["--max-num-seqs", RUNNING]
+    with WeftProcess("serve", model, *flags, *more, state=folder / "state") as process:
+        clients = {
+            tenant: httpx.AsyncClient(
+                base_url=process.url,
+                headers={"Authorization": f"Bearer {key}"},
+                timeout=120,
+                limits=httpx.Limits(max_connections=None),
+            )
+            for tenant, key in keys.items()
+        }
+        try:
+            yield Server(process, clients)
+        finally:
+            await asyncio.gather(*(client.aclose() for client in clients.values()))
+
+
+def served(answers: list[Answer], begin: float, end: float) -> float:
+    """Answers a second that were completed between two times."""
+    done = [a for a in answers if a.status == 200 and begin <= a.end < end]
+    return len(done) / (end - begin)
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return quantiles(values, n=100)[percent - 1]
+
+
+async def peak(server: Server) -> float:
+    """Answers a second when it always has enough to do, and never too much."""
+    began = monotonic()
+    answers = await server.keep_busy(RUNNING + len(TENANTS), PEAK_SECONDS)
+    assert {answer.status for answer in answers} == {200}
+    return served(answers, began + 1, began + PEAK_SECONDS)
+
+
+async def test_too_many_requests(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--max-queue", PLACES - RUNNING) as server:
+        await server.keep_busy(RUNNING, 3)
+        rate = await peak(server)
+        before = server.resident
+        began = monotonic()
+        each = OVERLOAD * rate / len(TENANTS)
+        told = await asyncio.gather(
+            *(server.offer(tenant, each, OVERLOAD_SECONDS) for tenant in TENANTS)
+        )
+        grown = server.resident - before
+    answers = [answer for answers in told for answer in answers]
+    goodput = served(answers, began + 1, began + OVERLOAD_SECONDS) / rate
+    refused = [answer for answer in answers if answer.status == 429]
+    seconds = [answer.end - answer.begin for answer in refused]
+    fewest, most = (pick(sum(a.status == 200 for a in t) for t in told) for pick in (min, max))
+    keep(
+        "overload",
+        {
+            "tenants": len(TENANTS),
+            "peak_answers_a_second": rate,
+            "offered_to_peak": OVERLOAD,
+            "statuses": Counter(answer.status for answer in answers),
+            "goodput_to_peak": goodput,
+            "refusal_seconds": {"median": median(seconds), "p99": percentile(seconds, 99)},
+            "resident_bytes": {"before": before, "grown": grown},
+            "fewest_to_most_served_of_a_tenant": fewest / most,
+        },
+    )
+    assert {answer.status for answer in answers} == {200, 429}
+    assert all(int(answer.retry_after or 0) >= 1 for answer in refused)
+    assert goodput >= 0.9
+    assert grown <= 32 << 20
+    assert median(seconds) <= 0.05
+    assert fewest * 2 >= most
+
+
+async def test_a_heavy_tenant(tmp_path: Path) -> None:
+    *light, heavy = TENANTS
+    async with serving(tmp_path) as server:
+        await server.keep_busy(RUNNING, 3)
+        share = await peak(server) / len(TENANTS)
+
+        async def ask_lightly() -> list[float]:
+            rate = LIGHT_SHARE * share
+            told = await asyncio.gather(*(server.offer(t, rate, FAIR_SECONDS) for t in light))
+            answers = [answer for answers in told for answer in answers]
+            assert {answer.status for answer in answers} == {200}
+            return [answer.first - answer.begin for answer in answers]
+
+        quiet = await ask_lightly()
+        loud, pushed = await asyncio.gather(
+            ask_lightly(), server.offer(heavy, HEAVY_SHARES * share, FAIR_SECONDS)
+        )
+    ratio = percentile(loud, 99) / percentile(quiet, 99)
+    keep(
+        "heavy-tenant",
+        {
+            "light_tenants": len(light),
+            "light_asks_for_shares": LIGHT_SHARE,
+            "heavy_asks_for_shares": HEAVY_SHARES,
+            "heavy_statuses": Counter(answer.status for answer in pushed),
+            "light_requests": {"quiet": len(quiet), "loud": len(loud)},
+            "light_first_token_seconds": {
+                when: {"median": median(seconds), "p99": percentile(seconds, 99)}
+                for when, seconds in (("quiet", quiet), ("loud", loud))
+            },
+            "p99_loud_to_quiet": ratio,
+        },
+    )
+    assert ratio <= 2
