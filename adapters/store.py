@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from weft.adapters.checkpoint import CONFIG_NAME, HEAD_NAME, Checkpoint, read_checkpoint
+from weft.adapters.checkpoint import CONFIG_NAME, Checkpoint, read_checkpoint
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, StorageFull
 from weft.adapters.files import Files
 from weft.adapters.header import WEIGHTS_NAME
+from weft.adapters.identity import Identify, identify
 
 FileSource = Path | BinaryIO
 """A file, or an open one that is read from where it stands."""
@@ -48,8 +49,12 @@ class Store:
     processes may read meanwhile.
     """
 
-    def __init__(self, root: Path, files: Files | None = None) -> None:
+    def __init__(
+        self, root: Path, files: Files | None = None, identify: Identify = identify
+    ) -> None:
+        """identify: reads what is to be stored"""
         self.root = root
+        self._identify = identify
         self._files = files or Files()
         self._lock = threading.Lock()
 
@@ -74,7 +79,7 @@ class Store:
         Raises AdapterInvalid where they are no adapter, StorageFull or another OSError where they
         cannot be stored; then nothing is left of them.
         """
-        files = _files_of(source)
+        files = self._files_of(source)
         folder = self._temporary(_ARRIVING)
         with _disk_errors():
             try:
@@ -83,11 +88,11 @@ class Store:
                 for name, file in files.items():
                     self._copy(file, folder / name)
                 self._files.sync_folder(folder)
-                checkpoint = read_checkpoint(folder)
+                found = self._identify(folder)
             except BaseException:
                 self._clear(folder)
                 raise
-        return Staged(folder, checkpoint.digest, checkpoint.nbytes)
+        return Staged(folder, found.digest, found.nbytes)
 
     def settle(self, staged: Staged) -> None:
         """Stores staged files under their digest; the same bytes may be there already.
@@ -168,6 +173,12 @@ class Store:
 
     # ---- steps of them
 
+    def _files_of(self, source: Source) -> dict[str, FileSource]:
+        """The files to be stored, by the names they are stored under."""
+        if isinstance(source, tuple):
+            return dict(zip((CONFIG_NAME, WEIGHTS_NAME), source, strict=True))
+        return {name: Path(path) for name, path in self._identify(source).files.items()}
+
     def _copy(self, source: FileSource, target: Path) -> None:
         with self._files.create(target) as file:
             for chunk in _chunks(source):
@@ -191,20 +202,6 @@ class Store:
 
     def _temporary(self, prefix: str) -> Path:
         return self.root / f"{prefix}{secrets.token_hex(8)}"
-
-
-def _files_of(source: Source) -> dict[str, FileSource]:
-    """The files to be stored, by the names they are stored under."""
-    if isinstance(source, tuple):
-        return dict(zip((CONFIG_NAME, WEIGHTS_NAME), source, strict=True))
-    checkpoint = read_checkpoint(source)
-    files: dict[str, FileSource] = {
-        CONFIG_NAME: checkpoint.weights.parent / CONFIG_NAME,
-        WEIGHTS_NAME: checkpoint.weights,
-    }
-    if checkpoint.head is not None:
-        files[HEAD_NAME] = checkpoint.head.weights
-    return files
 
 
 def _children(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from weft.adapters.checkpoint import adapter_folder
 from weft.adapters.errors import AdapterInvalid, StateInUse
+from weft.adapters.identity import identify_apart
 from weft.adapters.registry import Registry
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
@@ -99,7 +100,7 @@ def serve(settings: Settings, view: View, examples: Path | None = None) -> None:
         sock = stack.enter_context(listen(settings.host, settings.port))
         base = _named("MODEL", lambda: find_base(settings.model or ""), BaseNotFound)
         state = settings.state_dir or default_state_dir(base)
-        store = Store(state / "versions")
+        store = Store(state / "versions", identify=identify_apart)
         registry = _open_registry(state, store)
         stack.callback(registry.close)
         records = _open_records(state, settings)

@@ -27,6 +27,8 @@ HEAVY = (
     "weft.server.verification",
 )
 LIGHT_ADAPTERS = (
+    "confinement",
+    "identity",
     "alias",
     "aliases",
     "catalogue",

@@ -20,6 +20,7 @@ from weft.server.engine.sequence import Sequence
 
 CANARY_TENANT = TenantContext("_canary")
 _BASE = "canary-base"
+_PACE = 2  # rows of a canary in a step: answers beside it do not wait noticeably longer
 _WEIGHTS = "adapter_model.safetensors"
 _LEAD = "adapter_config.json: num_virtual_tokens"
 _NO_EFFECT = "its logits equal the base model's: it has no effect"
@@ -97,6 +98,7 @@ class Loads:
             blend=alone(adapter),
             sampling=Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
             invoked=True,
+            pace=_PACE,
         )
 
 

@@ -78,6 +78,7 @@ class Generate(Message, frozen=True, kw_only=True):
     """A request: `n` continuations of `prompt` by the versions of `blend`.
 
     invoked: the adapter computes all rows, also one that waits for its invocation tokens
+    pace: most rows of its prompt in a step, so that others do not notice it; None for any number
     """
 
     id: str
@@ -87,6 +88,7 @@ class Generate(Message, frozen=True, kw_only=True):
     blend: Blend = BASE
     n: int = 1
     invoked: bool = False
+    pace: int | None = None
 
 
 class Abort(Message, frozen=True):

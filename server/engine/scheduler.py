@@ -212,7 +212,7 @@ class Scheduler:
             elif not self._admit(seq):
                 full.add(self.tables.crowd_of(seq))
                 continue
-            count = min(budget, seq.remaining)
+            count = min(budget, seq.chunk)
             rows.append(self._schedule(seq, count))
             budget -= count
         return rows

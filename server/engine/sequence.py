@@ -116,6 +116,12 @@ class Sequence:
         """Number of known positions whose KV is still to be computed."""
         return self.length - self.computed
 
+    @property
+    def chunk(self) -> int:
+        """The most of them that a step may compute; a paced sequence leaves no single one."""
+        pace = self.request.pace
+        return self.remaining if pace is None or self.remaining <= pace + 1 else pace
+
     def adopt(self, traits: Traits) -> None:
         """Learns what its adapter asks for, before it gets any pages."""
         self.traits = traits

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weft.server.engine.loader.confinement import keep_only
+from weft.adapters.confinement import keep_only
 
 _STOP_SECONDS = 5.0
 

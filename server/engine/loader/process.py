@@ -12,7 +12,8 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 
-from weft.server.engine.loader import confinement, job
+from weft.adapters import confinement
+from weft.server.engine.loader import job
 from weft.server.engine.loader.channel import Channel
 from weft.server.engine.loader.messages import Ended, LoaderConfig, LoadVersion, Order, Told
 

@@ -53,6 +53,17 @@ def test_a_long_prompt_is_computed_in_chunks_of_what_decodes_leave() -> None:
     assert shape(world.step()) == [("short", 6, 1), ("long", 40, 1)]
 
 
+@pytest.mark.parametrize(("prompt", "chunks"), [(8, [2, 2, 2, 2]), (7, [2, 2, 3]), (3, [3])])
+def test_a_paced_prompt_is_computed_little_by_little(prompt: int, chunks: list[int]) -> None:
+    world = World()
+    world.scheduler.add(request("other", 4, 20))
+    world.scheduler.add(structs.replace(request("paced", prompt, 2), pace=2))
+    world.run()
+    counts = [count for step in world.trace for name, _, _, count in step if name == "paced"]
+    assert counts == [*chunks, 1]
+    assert world.ended["paced", 0].reason == "length"
+
+
 def test_no_more_than_max_num_seqs_run() -> None:
     world = World(limits(max_num_seqs=2))
     for name in "abc":

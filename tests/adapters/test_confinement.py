@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 def run(code: str) -> "subprocess.CompletedProcess[str]":
     """Runs statements after the module's own names were imported."""
-    script = f"from weft.server.engine.loader.confinement import *\nimport os, socket\n{code}"
+    script = f"from weft.adapters.confinement import *\nimport os, socket\n{code}"
     return subprocess.run(
         [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False
     )
