@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import settings
+from histories import histories
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -291,5 +291,5 @@ class PoolModel(RuleBasedStateMachine):
         assert len({ref.slot for _, ref in self.refs}) == len(self.held())
 
 
-PoolModel.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+PoolModel.TestCase.settings = histories(100, 40)
 TestPoolModel = PoolModel.TestCase

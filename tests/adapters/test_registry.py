@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from hypothesis import settings
+from histories import histories
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from stored_adapters import DISK_BROKEN, DISK_FULL, WEIGHTS, TroubledFiles, adapter, weights_bytes
@@ -521,5 +521,5 @@ class Life(RuleBasedStateMachine):
             assert listed == expected
 
 
-Life.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+Life.TestCase.settings = histories(30, 25)
 TestLife = Life.TestCase

@@ -6,7 +6,7 @@ from concurrent.futures import Future, wait
 
 import pytest
 import torch
-from hypothesis import settings
+from histories import histories
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from plans import arena, assert_installed, is_empty, plan, plan_bytes
@@ -419,5 +419,5 @@ class Life(RuleBasedStateMachine):
         assert len(slots) == len(set(slots.values()))
 
 
-Life.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Life.TestCase.settings = histories(60, 40)
 TestLife = Life.TestCase

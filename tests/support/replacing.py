@@ -11,17 +11,10 @@ from time import perf_counter
 import httpx
 from peft_adapters import save_lora
 from tiny_models import save_tiny
+from whole_server import whole_server
 
-from weft.adapters.registry import Registry
-from weft.adapters.store import Store
-from weft.server.app import create_app
-from weft.server.engine.client import EngineClient
 from weft.server.engine.launch import Launched, launch_thread
-from weft.server.engine.messages import EngineConfig
-from weft.server.records import Records
 from weft.server.services import Services
-from weft.server.settings import Settings
-from weft.server.text import Text
 
 HOT = "hot"
 VERSIONS = 5
@@ -165,7 +158,7 @@ async def replacing(
     folder: Path, launch: Callable[[], Launched] = launch_thread
 ) -> AsyncIterator[Replacing]:
     """A whole server with a real engine on a tiny model; nothing is held when it ends."""
-    save_tiny("llama", folder / "model")
+    model = save_tiny("llama", folder / "model")
     folders = [
         save_lora(
             folder / "open" / str(number),
@@ -177,36 +170,17 @@ async def replacing(
         )
         for number in range(VERSIONS)
     ]
-    store = Store(folder / "state" / "versions")
-    registry = Registry(folder / "state" / "registry.sqlite", store)
-    records = Records.open(folder / "state", Settings())
     size = 2 * max((path / "adapter_model.safetensors").stat().st_size for path in folders)
-    config = EngineConfig(
-        model=str(folder / "model"),
-        store=str(store.root),
-        dtype="float32",
-        device="cpu",
-        threads=1,
-        kv_cache_memory=8 << 20,
-        adapter_memory=ROOM * size,
-    )
-    engine = EngineClient(config, launch=launch)
-    try:
-        await engine.start()
-        settings = Settings(
-            model=str(folder / "model"), adapter_root=(folder / "open",), keep_versions=2
-        )
-        text = Text.load(str(folder / "model"))
-        services = Services.assemble(settings, engine, registry, text, records)
-        transport = httpx.ASGITransport(create_app(services), raise_app_exceptions=False)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://weft", timeout=60
-        ) as client:
-            yield Replacing(client, services, folders)
-        assert services.admission.inside == 0
-        assert all(a.leases == 0 for t in services.tenants.contexts for a in registry.list(t))
-        assert registry.check() == ()
-    finally:
-        await engine.close()
-        records.close()
-        registry.close()
+    config = {"kv_cache_memory": 8 << 20, "adapter_memory": ROOM * size}
+    async with (
+        whole_server(
+            model,
+            folder / "state",
+            config,
+            launch=launch,
+            adapter_root=(folder / "open",),
+            keep_versions=2,
+        ) as server,
+        server.client() as client,
+    ):
+        yield Replacing(client, server.services, folders)

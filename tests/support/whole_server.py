@@ -1,6 +1,6 @@
 """A whole server in this process: a real engine on a tiny model, and its API called in memory."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from weft.adapters.registry import Registry
 from weft.adapters.store import Store
 from weft.server.app import create_app
 from weft.server.engine.client import EngineClient
-from weft.server.engine.launch import launch_thread
+from weft.server.engine.launch import Launched, launch_thread
 from weft.server.engine.messages import EngineConfig
 from weft.server.records import Records
 from weft.server.services import Services
@@ -46,7 +46,12 @@ class WholeServer:
 
 @asynccontextmanager
 async def whole_server(
-    model: Path, state: Path, config: dict[str, Any], **settings: Any
+    model: Path,
+    state: Path,
+    config: dict[str, Any],
+    *,
+    launch: Callable[[], Launched] = launch_thread,
+    **settings: Any,
 ) -> AsyncIterator[WholeServer]:
     """Serves until the context ends, when nothing may be held any more.
 
@@ -61,7 +66,7 @@ async def whole_server(
         EngineConfig(
             model=str(model), store=str(store.root), max_num_seqs=given.max_num_seqs, **small
         ),
-        launch=launch_thread,
+        launch=launch,
     )
     try:
         await engine.start()

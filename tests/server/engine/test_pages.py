@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import settings
+from histories import histories
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -168,5 +168,5 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.available == self.pool.total - len(self.owned)
 
 
-PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+PoolMachine.TestCase.settings = histories(60, 40)
 test_any_history_keeps_the_pool_sound = PoolMachine.TestCase

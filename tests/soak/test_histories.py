@@ -1,0 +1,53 @@
+"""The stateful and the simulation tests of the suite, with many more and longer lives."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from soak_results import keep
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
+TESTS = Path(__file__).parents[1]
+HISTORIES, STEPS = 1000, 60
+STATEFUL = {
+    "registry": "adapters/test_registry.py::TestLife",
+    "adapter pool": "adapters/test_pool.py::TestPoolModel",
+    "residency": "adapters/test_residency.py::TestLife",
+    "pages": "server/engine/test_pages.py::test_any_history_keeps_the_pool_sound",
+}
+SIMULATION = "server/engine/test_scheduler_simulation.py"
+SEEDS, EVENTS = 3400, 300
+
+
+def live(test: str, **environment: str) -> float:
+    """Runs a test of the suite in a process of its own; returns the seconds that it took."""
+    began = monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "--timeout", "3600", str(TESTS / test)]
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\d+ passed", done.stdout)
+    return round(monotonic() - began, 1)
+
+
+def test_random_histories_of_all_that_has_state() -> None:
+    seconds = {
+        name: live(test, WEFT_HISTORIES=f"{HISTORIES}x{STEPS}") for name, test in STATEFUL.items()
+    }
+    keep(
+        "histories",
+        {"histories": HISTORIES, "steps": STEPS, "faults": 0, "seconds": seconds},
+    )
+
+
+def test_a_million_events_of_the_scheduler() -> None:
+    seconds = live(SIMULATION, WEFT_SIMULATION_SEEDS=str(SEEDS))
+    keep(
+        "simulation",
+        {"seeds": SEEDS, "events": SEEDS * EVENTS, "faults": 0, "seconds": seconds},
+    )
