@@ -17,7 +17,7 @@ from tiny_models import VOCAB_SIZE, tiny_model
 Prompt = tuple[int, ...]
 BEGINNING: Prompt = tuple(range(20, 29))
 INVOCATION = BEGINNING[-2:]
-PROMPT_LENGTHS = (11, 22)
+PROMPT_LENGTHS = (12, 22)
 _PROMPTS = 3
 _TRIES = 8
 _EFFECT = 0.1
@@ -90,11 +90,18 @@ def every_method(arch: str) -> dict[str, Specimen]:
     """
     return {
         "base": Specimen(lambda path, seed: LoopOracle(tiny_model(arch))),
+        **each_method(arch),
+        **{name: Specimen(make) for name, make in _of_several(arch)},
+    }
+
+
+def each_method(arch: str) -> dict[str, Specimen]:
+    """Those of one adapter, which the folder that `make` is given then holds."""
+    return {
         **{name: Specimen(make) for name, make in _of_linears(arch)},
         **_of_loras(arch),
         **{name: Specimen(make) for name, make in _of_prompts(arch)},
         **{name: Specimen(make) for name, make in _of_networks(arch)},
-        **{name: Specimen(make) for name, make in _of_several(arch)},
     }
 
 

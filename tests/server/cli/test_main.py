@@ -120,7 +120,8 @@ def test_a_taken_port_is_told_at_once(capsys: Capture, model: Path) -> None:
 def test_a_host_of_another_machine(capsys: Capture, model: Path) -> None:
     ended = run_weft(capsys, "serve", model, "--host", "192.0.2.1", "--port", 0)
     assert ended.code == 2
-    assert ended.lines[0].startswith("weft: --host 192.0.2.1: ")
+    assert ended.lines[0].startswith("weft: WARNING: --host 192.0.2.1 without --api-key")
+    assert ended.lines[1].startswith("weft: --host 192.0.2.1: ")
 
 
 def test_a_model_that_is_nowhere(capsys: Capture) -> None:

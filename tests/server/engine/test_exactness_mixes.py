@@ -118,7 +118,8 @@ def run_staggered(
     return events + run(engine)
 
 
-def base_alone(engine: Engine) -> list[Tokens]:
+def base_alone(engine: Engine) -> list[tuple[Any, ...]]:
     """What the base answers, to the last bit, to a prompt too short for the cache."""
     asked = greedy("base", (7,), 2, logprobs=VOCAB_SIZE)
-    return [event for event in run(engine, asked) if isinstance(event, Tokens)]
+    events = [event for event in run(engine, asked) if isinstance(event, Tokens)]
+    return [(event.tokens, event.logprobs) for event in events]
