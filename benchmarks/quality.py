@@ -36,7 +36,7 @@ RATES: Mapping[str, tuple[float, ...]] = {
     "full": (5e-4, 1e-3, 3e-3),
     "lora": (4e-3, 1e-2, 2e-2),
     "qlora": (4e-3, 1e-2, 2e-2),
-    "prefix": (3e-2, 1e-1, 3e-1),
+    "prefix": (1e-1, 3e-1, 1.0),
     "prompt": (1e-1, 3e-1, 1.0),
     "bottleneck": (4e-3, 1e-2, 2e-2),
 }
@@ -56,8 +56,8 @@ class Plan:
     @property
     def trainings(self) -> int:
         """How many runs, those of the search included."""
-        searched = sum(len(self.rates(method)) - 1 for method in self.methods)
-        return searched + len(self.methods) * len(self.tasks) * self.seeds
+        each = sum(len(self.rates(method)) + self.seeds - 1 for method in self.methods)
+        return each * len(self.tasks)
 
     def rates(self, method: str) -> tuple[float, ...]:
         """The learning rates to try; without a search the middle one."""
@@ -109,9 +109,9 @@ def _names(text: str, known: Mapping[str, object], option: str) -> tuple[str, ..
 
 
 def _train(plan: Plan, folder: Path) -> tuple[list[Trained], list[Trained]]:
-    """The runs at each method's best learning rate, and those of the search for it.
+    """The runs at the best learning rate of each method and task, and those of the search for it.
 
-    Searched with the first task and seed, by the loss on the validation split, and kept for all.
+    Searched with the first seed, by the loss on the validation split; the best run is that seed's.
     """
     chosen, tried = [], []
     # Drawn by no thread of its own: the runs are forked from this process.
@@ -124,11 +124,11 @@ def _train(plan: Plan, folder: Path) -> tuple[list[Trained], list[Trained]]:
             progress.update(bar, advance=1, refresh=True)
             return found
 
-        for method in plan.methods:
-            searched = [run(method, plan.tasks[0], rate, 0) for rate in plan.rates(method)]
+        for method, task in itertools.product(plan.methods, plan.tasks):
+            searched = [run(method, task, rate, 0) for rate in plan.rates(method)]
             best = min(searched, key=lambda found: found.validation_loss)
-            further = list(itertools.product(plan.tasks, range(plan.seeds)))[1:]
-            chosen += [best, *(run(method, task, best.job.rate, seed) for task, seed in further)]
+            others = [run(method, task, best.job.rate, seed) for seed in range(1, plan.seeds)]
+            chosen += [best, *others]
             tried += searched
     return chosen, tried
 

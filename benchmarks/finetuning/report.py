@@ -47,9 +47,9 @@ class Row:
     """What is known of one method.
 
     fewer: the base's values over the trained ones   fewer_at_7b: the same on Llama-7B's shapes
-    seconds, peak_bytes: medians over runs   rate: the chosen one
-    accuracy: by task, over seeds   relative: over that of full fine-tuning with the same seed, both
-        averaged over tasks; None without full fine-tuning
+    seconds, peak_bytes: medians over runs   rates: chosen, by task
+    accuracy: by task, over seeds   relative: over that of full fine-tuning of the same task and
+        seed; without tasks on which that was not run or has no right answer
     general: over all runs, as are agreeing and checked; see Score
     one, all: tokens a second over those of the base in the same engine; see Served
     """
@@ -64,9 +64,9 @@ class Row:
     seconds: float
     state_bytes: int
     peak_bytes: float
-    rate: float
+    rates: Mapping[str, float]
     accuracy: Mapping[str, Spread]
-    relative: Spread | None
+    relative: Mapping[str, Spread]
     general: Spread
     agreeing: int
     checked: int
@@ -87,7 +87,7 @@ def rows(
     by_method: dict[str, list[Scored]] = {method: [] for method in METHODS}
     for each in scored:
         by_method[each.run.job.method].append(each)
-    full = _by_seed(by_method[FULL])
+    full = _shares(by_method[FULL])
     return [
         _row(found, full, served[METHODS[method].quantization].speeds, fewer[method])
         for method, found in by_method.items()
@@ -97,14 +97,19 @@ def rows(
 
 def _row(
     found: Sequence[Scored],
-    full: Mapping[int, float],
+    full: Mapping[tuple[str, int], float],
     speeds: Mapping[str, float],
     fewer: tuple[float, float],
 ) -> Row:
     first = found[0].run
     method = first.job.method
     tasks = dict.fromkeys(each.run.job.task for each in found)
-    ratios = [own / full[seed] for seed, own in _by_seed(found).items() if full.get(seed)]
+    shares = _shares(found)
+    ratios = {
+        task: [own / full[task, seed] for (of, seed), own in shares.items() if of == task]
+        for task in tasks
+        if all(full.get(each) for each in shares if each[0] == task)
+    }
     return Row(
         method=method,
         title=METHODS[method].title,
@@ -116,12 +121,12 @@ def _row(
         seconds=statistics.median(each.run.seconds for each in found),
         state_bytes=first.state_bytes,
         peak_bytes=statistics.median(each.run.peak_bytes for each in found),
-        rate=first.job.rate,
+        rates={each.run.job.task: each.run.job.rate for each in found},
         accuracy={
-            task: Spread.of([each.score.task for each in found if each.run.job.task == task])
+            task: Spread.of([share for (of, _), share in shares.items() if of == task])
             for task in tasks
         },
-        relative=Spread.of(ratios) if ratios else None,
+        relative={task: Spread.of(values) for task, values in ratios.items()},
         general=Spread.of([each.score.general for each in found]),
         agreeing=sum(each.score.agreeing for each in found),
         checked=sum(each.score.checked for each in found),
@@ -131,12 +136,9 @@ def _row(
     )
 
 
-def _by_seed(found: Sequence[Scored]) -> dict[int, float]:
-    """Accuracy, averaged over tasks."""
-    seeds: dict[int, list[float]] = {}
-    for each in found:
-        seeds.setdefault(each.run.job.seed, []).append(each.score.task)
-    return {seed: statistics.fmean(values) for seed, values in seeds.items()}
+def _shares(found: Sequence[Scored]) -> dict[tuple[str, int], float]:
+    """Accuracy by task and seed."""
+    return {(each.run.job.task, each.run.job.seed): each.score.task for each in found}
 
 
 def claims(found: Sequence[Row]) -> Iterator[tuple[str, str]]:
@@ -150,8 +152,11 @@ def claims(found: Sequence[Row]) -> Iterator[tuple[str, str]]:
         )
     for row in light:
         if row.method in ("lora", "qlora") and row.relative:
-            verdict = "holds" if row.relative.mean >= _NEAR else "does not hold"
-            yield f"{row.title} within 1 to 2 % of full fine-tuning", f"{verdict}: {row.relative}"
+            verdicts = (
+                f"{task}: {'holds' if share.mean >= _NEAR else 'does not hold'}, {share}"
+                for task, share in row.relative.items()
+            )
+            yield f"{row.title} within 1 to 2 % of full fine-tuning", "; ".join(verdicts)
     if any(row.method == "prompt" for row in light):
         lightest = (f"{name}: {min(light, key=figure).title}" for name, figure in _WEIGHTS.items())
         yield "prompt tuning is the lightest", ", ".join(lightest)
@@ -193,23 +198,26 @@ def tables(found: Sequence[Row], served: Mapping[str, Served]) -> Iterator[Table
             for row in found
         },
     )
-    base = next(iter(served.values())).base
+    tasks = list(next(iter(served.values())).base)
     answered = {
         row.title: (
-            *(str(row.accuracy[task]) for task in base),
-            str(row.relative or "-"),
-            str(row.general),
+            *(cell for task in tasks for cell in (row.accuracy[task], row.relative.get(task, "-"))),
+            row.general,
             f"{row.agreeing} of {row.checked}",
         )
         for row in found
     }
     for quantization, one in served.items():
-        shares = [f"{score.task:.1%}" for score in one.base.values()]
-        kept = Spread.of([score.general for score in one.base.values()])
-        answered[_base_name(quantization)] = (*shares, "-", f"{kept.mean:.1%}", "-")
+        shares = [cell for score in one.base.values() for cell in (f"{score.task:.1%}", "-")]
+        kept = statistics.fmean(score.general for score in one.base.values())
+        answered[_base_name(quantization)] = (*shares, f"{kept:.1%}", "-")
     yield _table(
         "answers of weft that are right in every character: mean (least to most over seeds)",
-        (*base, "of full fine-tuning", "as the base did", "same tokens as the trainer's"),
+        (
+            *(column for task in tasks for column in (task, "of full fine-tuning")),
+            "as the base did",
+            "same tokens as the trainer's",
+        ),
         answered,
     )
     yield _table(
@@ -236,13 +244,13 @@ def _base_name(quantization: str) -> str:
     return "the base" if quantization == "none" else f"the base in {quantization}"
 
 
-def _table(title: str, columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> Table:
+def _table(title: str, columns: Sequence[str], lines: Mapping[str, Sequence[object]]) -> Table:
     table = Table(title=title)
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right")
     for name, cells in lines.items():
-        table.add_row(name, *cells)
+        table.add_row(name, *map(str, cells))
     return table
 
 

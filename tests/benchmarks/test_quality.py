@@ -12,7 +12,7 @@ import torch
 import typer
 from finetuning.bottleneck import BottleneckModel
 from finetuning.methods import METHODS, fewer_at_7b
-from finetuning.report import Scored, rows
+from finetuning.report import Scored, claims, rows
 from finetuning.serving import BASE_MIX, Score, Served
 from finetuning.tasks import TASKS, Sizes, general, splits
 from finetuning.training import Budget, Job, Trained, trained
@@ -23,6 +23,7 @@ from weft.server.demo.requests import normal
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures" / "adapterhub"
+CLAIM = "LoRA within 1 to 2 % of full fine-tuning"
 SIZES = Sizes(train=300, validation=20, test=30)
 
 
@@ -136,10 +137,10 @@ def test_accuracy_is_compared_with_full_fine_tuning_of_the_same_seed() -> None:
         speeds |= {f"{method}, one": 50.0, f"{method}, all": 25.0}
     served = Served((), {}, 0, (), speeds)
     full, lora = rows(scored, {"none": served}, {"full": (1, 1), "lora": (10, 100)})
-    assert full.relative is not None
-    assert (full.relative.low, full.relative.high) == (1, 1)
-    assert lora.relative is not None
-    assert (lora.relative.mean, lora.relative.low, lora.relative.high) == (0.75, 0.5, 1)
+    assert (full.relative["note"].low, full.relative["note"].high) == (1, 1)
+    compared = lora.relative["note"]
+    assert (compared.mean, compared.low, compared.high) == (0.75, 0.5, 1)
+    assert "does not hold, 75.0% (50% to 100%)" in dict(claims([full, lora]))[CLAIM]
     assert (lora.one, lora.all) == (0.5, 0.25)
     assert lora.accuracy["note"].mean == pytest.approx(0.4)
 
