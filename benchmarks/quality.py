@@ -187,7 +187,7 @@ def _report(
                 "validation_loss": each.run.validation_loss,
                 "seconds": each.run.seconds,
                 "peak_bytes": each.run.peak_bytes,
-                **asdict(each.score),
+                "score": asdict(each.score),
             }
             for each in scored
         ],

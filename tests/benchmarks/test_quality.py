@@ -52,6 +52,8 @@ def test_a_short_run_of_methods_whose_files_are_of_different_kinds(tmp_path: Pat
     assert qlora["fewer"] > 10
     assert full["checkpoint_bytes"] > 10 * bottleneck["checkpoint_bytes"]
     assert qlora["state_bytes"] < bottleneck["state_bytes"] < full["state_bytes"]
+    named = [(run["method"], run["task"], run["seed"]) for run in found["runs"]]
+    assert sorted(named) == [(method, "note", 0) for method in sorted(by_method)]
     assert set(found["engines"]) == {"none", "nf4"}
 
 
