@@ -176,7 +176,7 @@ def _read_header(path: Path, digest: "hashlib._Hash") -> tuple[Header, int]:
     with path.open("rb") as file:
         nbytes = os.fstat(file.fileno()).st_size
         head = file.read(8 + MAX_HEADER_BYTES)
-        header = parse_header(head, nbytes)
+        header = parse_header(head, nbytes, path.name)
         digest.update(head)
         _update(digest, file)
     return header, nbytes

@@ -54,43 +54,44 @@ class Header:
     data_start: int
 
 
-def parse_header(head: bytes, file_bytes: int) -> Header:
+def parse_header(head: bytes, file_bytes: int, file: str = WEIGHTS_NAME) -> Header:
     """Parses the first bytes of a file of `file_bytes` bytes.
 
     head: at least the header, which is all of the first 8 + MAX_HEADER_BYTES bytes or of the file
+    file: what refusals call it
     Raises AdapterInvalid for anything that is not a plain file of finite size and known types.
     """
-    length = _header_length(head, file_bytes)
+    length = _header_length(head, file_bytes, file)
     data_start = _LENGTH_BYTES + length
-    fields = parse_object(head[_LENGTH_BYTES:data_start], WEIGHTS_NAME, max_depth=3)
+    fields = parse_object(head[_LENGTH_BYTES:data_start], file, max_depth=3)
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise AdapterInvalid(WEIGHTS_NAME, "__metadata__ must map names to text")
+        raise AdapterInvalid(file, "__metadata__ must map names to text")
     if len(fields) > MAX_TENSORS:
-        raise AdapterInvalid(WEIGHTS_NAME, f"{len(fields)} tensors; at most {MAX_TENSORS}")
-    specs = sorted((_spec(name, entry) for name, entry in fields.items()), key=_bytes_order)
-    _check_layout(specs, file_bytes - data_start)
+        raise AdapterInvalid(file, f"{len(fields)} tensors; at most {MAX_TENSORS}")
+    specs = sorted((_spec(name, entry, file) for name, entry in fields.items()), key=_bytes_order)
+    _check_layout(specs, file_bytes - data_start, file)
     return Header(MappingProxyType({spec.name: spec for spec in specs}), data_start)
 
 
-def _header_length(head: bytes, file_bytes: int) -> int:
+def _header_length(head: bytes, file_bytes: int, file: str) -> int:
     if len(head) < _LENGTH_BYTES:
-        raise AdapterInvalid(WEIGHTS_NAME, "is truncated: no safetensors header")
+        raise AdapterInvalid(file, "is truncated: no safetensors header")
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
         if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-            raise AdapterInvalid(WEIGHTS_NAME, f"is a pickle; convert it with: {CONVERT_COMMAND}")
+            raise AdapterInvalid(file, f"is a pickle; convert it with: {CONVERT_COMMAND}")
         raise AdapterInvalid(
-            WEIGHTS_NAME, f"declares a header of {length} bytes; at most {MAX_HEADER_BYTES}"
+            file, f"declares a header of {length} bytes; at most {MAX_HEADER_BYTES}"
         )
     if _LENGTH_BYTES + length > min(len(head), file_bytes):
-        raise AdapterInvalid(WEIGHTS_NAME, "is truncated: its header ends beyond the file")
+        raise AdapterInvalid(file, "is truncated: its header ends beyond the file")
     return length
 
 
-def _spec(name: str, entry: Json) -> TensorSpec:
+def _spec(name: str, entry: Json, file: str) -> TensorSpec:
     if not 0 < len(name) <= _MAX_NAME:
-        raise AdapterInvalid(WEIGHTS_NAME, f"a tensor's name has {len(name)} characters")
+        raise AdapterInvalid(file, f"a tensor's name has {len(name)} characters")
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise AdapterInvalid(name, "its header entry must hold dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -114,7 +115,7 @@ def _bytes_order(spec: TensorSpec) -> tuple[int, int]:
     return spec.start, spec.stop
 
 
-def _check_layout(specs: list[TensorSpec], data_bytes: int) -> None:
+def _check_layout(specs: list[TensorSpec], data_bytes: int, file: str) -> None:
     """Tensors must follow each other from 0 to the end: no overlap, no gap, nothing unread."""
     end = 0
     for spec in specs:
@@ -123,7 +124,7 @@ def _check_layout(specs: list[TensorSpec], data_bytes: int) -> None:
         end = spec.stop
     if end > data_bytes:
         raise AdapterInvalid(
-            WEIGHTS_NAME, f"is truncated: {data_bytes} bytes of data, its header says {end}"
+            file, f"is truncated: {data_bytes} bytes of data, its header says {end}"
         )
     if end < data_bytes:
-        raise AdapterInvalid(WEIGHTS_NAME, f"{data_bytes - end} bytes at its end are of no tensor")
+        raise AdapterInvalid(file, f"{data_bytes - end} bytes at its end are of no tensor")

@@ -39,7 +39,7 @@ def lower(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], base: BaseModul
     for module in adapter.modules():
         kind = _kind(module.name)
         if kind not in shared:
-            shared[kind] = _take_shared(adapter, kind, module.in_features)
+            shared[kind] = _take_shared(adapter, kind, module)
         basis, places = shared[kind]
         middle = _take_middle(adapter, module, places)
         weight = weight_of(module)
@@ -60,9 +60,14 @@ def _kind(module: str) -> str:
     return f"{parts[-2]}_{parts[-1]}"
 
 
-def _take_shared(adapter: LinearAdapter, kind: str, width: int) -> tuple[Tensor, Tensor]:
+def _take_shared(adapter: LinearAdapter, kind: str, module: TargetModule) -> tuple[Tensor, Tensor]:
     """V, `[width, width]`, and the rows and columns of S's values, int64 `[2, count]`."""
-    basis = adapter.take(f"frod_V.{kind}", width, width)
+    width, name = module.in_features, f"frod_V.{kind}"
+    dtype, own = adapter.dtype(name), module.weight().dtype
+    if dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(own).eps:
+        reason = f"was rounded to {dtype}, less than the base's {own}: no U follows from it"
+        raise adapter.refusal(name, reason)
+    basis = adapter.take(name, width, width)
     count = adapter.shape(f"frod_s_indices.{kind}")[-1]
     places = adapter.take_integers(f"frod_s_indices.{kind}", 2, count, below=width)
     sizes = adapter.take_integers(f"frod_s_size.{kind}", 2, below=width + 1)

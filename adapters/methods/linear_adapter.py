@@ -80,6 +80,10 @@ class LinearAdapter:
         """The shape of a tensor that was not taken yet."""
         return self._draft.named.shape(name)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor that was not taken yet, in the file."""
+        return self._draft.named.dtype(name)
+
     def take(self, name: str, *shape: int) -> Tensor:
         """A tensor of the file in float32; raises AdapterInvalid where it is not as it must be."""
         return self._draft.named.take(name, shape).float()

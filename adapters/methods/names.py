@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from weft.adapters.errors import AdapterInvalid
@@ -65,6 +66,11 @@ class NamedTensors:
         if name not in self._tensors:
             raise AdapterInvalid(WEIGHTS_NAME, f"holds no {name}")
         return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor that has not been taken yet; raises AdapterInvalid without one."""
+        self.shape(name)
+        return self._tensors[name].dtype
 
     def refusal(self, name: str, reason: str) -> AdapterInvalid:
         """The refusal of one tensor, by the name that the file gives it."""

@@ -105,7 +105,11 @@ def attach(model: PreTrainedModel, path: Path) -> PreTrainedModel:
             for flag, places, sublayer, norm in _ends(outer["model_type"]):
                 if config[flag]:
                     prefix = f"{name}.{places}.adapters.{outer['name']}."
-                    parts = {k.removeprefix(prefix): v for k, v in tensors.items() if prefix in k}
+                    parts = {
+                        name.removeprefix(prefix): tensor.float()
+                        for name, tensor in tensors.items()
+                        if name.startswith(prefix)
+                    }
                     modules = layer.get_submodule(sublayer), layer.get_submodule(norm)
                     _hook(*modules, _network(config, parts), _tap(config))
     return model

@@ -131,6 +131,7 @@ FIELDS: list[tuple[str, str, Any]] = [
     ("waveft", "proportional_parameters", True),
     ("c3a", "block_size", 24),
     ("randlora", "save_projection", False),
+    ("frod", "save_projection", False),
     ("glora", "config_C", "matrix"),
     ("supertuning", "save_precomputed_indices", False),
     ("tinylora", "save_projection", False),
@@ -203,7 +204,7 @@ def test_an_adapter_that_was_not_trained(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["hra", "peanut", "deft", "osf", "miss bat", "hira", "glora", "kasa"]
+    "name", ["hra", "peanut", "deft", "osf", "miss bat", "hira", "glora", "kasa", "frod"]
 )
 def test_a_weight_that_is_not_loaded(name: str, saved: Saved) -> None:
     with torch.device("meta"):
