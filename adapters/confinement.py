@@ -63,7 +63,7 @@ def end_with_parent() -> None:
 
 
 def limit(memory: int, seconds: int, wall_seconds: float) -> None:
-    """Lets this process fail where it takes more; it yields the processor to others.
+    """Lets this process fail where it takes more.
 
     memory: bytes beyond what it has now, then allocations fail
     seconds: of processor time, then SIGXCPU   wall_seconds: by the clock, then SIGALRM
@@ -76,9 +76,19 @@ def limit(memory: int, seconds: int, wall_seconds: float) -> None:
     for number in (signal.SIGXCPU, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, wall_seconds)
-    os.nice(_NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # if any process must go, this one
+
+
+def come_last() -> None:
+    """Leaves the processor to whoever wants it, with all that this process forks.
+
+    Real-time processes know no niceness.
+    """
+    policy = os.sched_getscheduler(0)
+    if policy in (os.SCHED_FIFO, os.SCHED_RR):
+        os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(policy)))
+    os.nice(_NICENESS)
 
 
 def confine() -> bool:

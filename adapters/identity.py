@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from weft.adapters.checkpoint import CONFIG_NAME, HEAD_NAME, read_checkpoint
-from weft.adapters.confinement import confine, limit
+from weft.adapters.confinement import come_last, confine, limit
 from weft.adapters.errors import AdapterInvalid, LoadFailed
 from weft.adapters.header import WEIGHTS_NAME
 
@@ -65,6 +65,7 @@ def identify_apart(folder: Path, *, memory: int = _MEMORY, seconds: int = _SECON
 
 
 def _main(folder: str, memory: str, seconds: str) -> None:
+    come_last()
     confine()
     limit(int(memory), int(seconds), _WALL_SECONDS)
     try:

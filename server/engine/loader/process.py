@@ -21,6 +21,7 @@ from weft.server.engine.loader.messages import Ended, LoaderConfig, LoadVersion,
 def serve(sock: socket.socket) -> None:
     """Loads what is asked for until the other end closes. The first message is a LoaderConfig."""
     confinement.name_process("weft-loader")
+    confinement.come_last()
     confinement.confine()
     orders: Channel[Order] = Channel(sock, Order)
     config, _ = orders.receive()
