@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test soak test-gpu check format bench bench-methods clean
+.PHONY: help install demo test soak test-gpu check format bench bench-methods fidelity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ bench: $(VENV)/.weft ## measure base, one adapter and 32 distinct ones, beside p
 
 bench-methods: $(VENV)/.weft ## measure what each adapter method costs a decode step
 	$(BIN)/python benchmarks/methods.py
+
+fidelity: $(VENV)/.weft-dev ## measure how far each method is from peft, and what an adapter takes
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/fidelity.py
 
 clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
