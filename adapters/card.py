@@ -17,6 +17,7 @@ from weft.adapters.operations import (
     Bottleneck,
     Dense,
     LowRank,
+    Operation,
     Override,
     RowOverride,
     Sparse,
@@ -44,6 +45,7 @@ class Card:
     rank: the largest as computed, after lowering, or the width of bottlenecks; 0 without either
     alpha: as configured, None where the method has none
     share: trained values as a fraction of the base's   bytes: on the device
+    delta_bytes: those of them that are dense or sparse deltas or whole parameters
     warnings: what is no reason to refuse, but may surprise
     exclusive: those of the targets to which it does more than add
     virtual_tokens: positions that stand before a prompt and count against the context
@@ -61,6 +63,7 @@ class Card:
     alpha: float | None
     share: float
     bytes: int
+    delta_bytes: int
     checks: tuple[str, ...]
     warnings: tuple[str, ...]
     exclusive: tuple[str, ...]
@@ -96,6 +99,7 @@ def describe(
         alpha=float(alpha) if isinstance(alpha, int | float) else None,
         share=trained / max(1, base.parameters),
         bytes=plan.nbytes(dtype),
+        delta_bytes=_stored_bytes(plan, dtype, Dense, Sparse, Override),
         checks=CHECKS,
         warnings=(
             *_warnings(checkpoint.config, plan, base, base_names),
@@ -184,10 +188,14 @@ def _delta_warnings(plan: AdapterPlan, dtype: torch.dtype) -> Iterator[str]:
     """What takes memory and time like a layer of the base."""
     for kind, words in ((Dense, "dense delta"), (Sparse, "sparse delta")):
         ops = plan.of_kind(kind)
-        stored = [(op, tensor) for op in ops.values() for tensor in op.tensors]
         if ops:
-            size = sum(t.numel() * op.stored_dtype(t, dtype).itemsize for op, t in stored)
+            size = _stored_bytes(plan, dtype, kind)
             yield f"{words}: a matrix for each of {len(ops)} modules, {size} bytes on the device"
+
+
+def _stored_bytes(plan: AdapterPlan, dtype: torch.dtype, *kinds: type[Operation]) -> int:
+    stored = [(op, t) for _, op in plan if isinstance(op, kinds) for t in op.tensors]
+    return sum(t.numel() * op.stored_dtype(t, dtype).itemsize for op, t in stored)
 
 
 def _missing(config: Mapping[str, Json], plan: AdapterPlan, base: BaseModules) -> Iterator[str]:

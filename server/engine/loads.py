@@ -122,6 +122,7 @@ def _report(load: _Load, card: Card, text: str) -> LoadReport:
         trained=card.trained,
         share=card.share,
         bytes=card.bytes,
+        delta_bytes=card.delta_bytes,
         load_seconds=time.monotonic() - load.started,
         canary_text=text,
         canary_difference=load.difference,
