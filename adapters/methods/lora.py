@@ -227,8 +227,8 @@ def _add(
 
     bias: in place of the base's, or None for the base's own   added: None for nothing
     """
-    has_bias = "bias" in draft.base.owners[name].shapes
-    own = draft.base.parameter(name, "bias").cpu().float() if has_bias else None
+    needed = (config.dora or bias is not None) and "bias" in draft.base.owners[name].shapes
+    own = draft.base.parameter(name, "bias").cpu().float() if needed else None
     shift = torch.zeros(draft.base[name].out_features)
     if own is not None:
         shift += (bias if bias is not None else own) - own
