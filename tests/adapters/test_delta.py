@@ -129,7 +129,6 @@ def test_norms_are_those_of_the_weights_that_peft_merges(name: str, tmp_path: Pa
     "fields",
     [
         {"use_dora": True},
-        {"lora_bias": True},
         {"init_lora_weights": "pissa"},
         {"target_modules": ["embed_tokens", "q_proj"], "modules_to_save": ["lm_head"]},
     ],
@@ -140,22 +139,31 @@ def test_norms_of_loras(fields: dict[str, Any], tmp_path: Path) -> None:
     check_merged(save_lora(tmp_path, "llama", r=4, **targets))
 
 
-def check_merged(folder: Path) -> None:
+def test_norms_of_a_lora_with_biases(tmp_path: Path) -> None:
+    """peft merges it only where the base has biases too."""
+    model = {"attention_bias": True, "mlp_bias": True}
+    targets = {"target_modules": ["q_proj", "down_proj"], "lora_bias": True}
+    check_merged(save_lora(tmp_path, "llama", model=model, r=4, **targets), **model)
+
+
+def check_merged(folder: Path, **model: Any) -> None:
     checkpoint = read_checkpoint(folder)
-    changed = lower(checkpoint, read_tensors(checkpoint), BASE)
-    found = Deltas.of(changed, BASE, LoadedWeights(BASE)).by_layer()
+    base = BaseModules.of(tiny_model("llama", **model))
+    changed = lower(checkpoint, read_tensors(checkpoint), base)
+    found = Deltas.of(changed, base, LoadedWeights(base)).by_layer()
+    before = tiny_model("llama", **model).state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged: Any = load_peft(tiny_model("llama"), folder)
+        merged: Any = load_peft(tiny_model("llama", **model), folder)
         after = merged.merge_and_unload().state_dict()
     squares: dict[str, list[float]] = {}
     for module in changed.ops:
         layer = ".".join(module.split(".")[:3]) if ".layers." in module else module
-        own = MODEL.get_submodule(module).weight.detach()
         total = squares.setdefault(layer, [0.0, 0.0])
-        total[0] += float((after[f"{module}.weight"] - own).square().sum())
-        total[0] += float(after.get(f"{module}.bias", torch.zeros(1)).square().sum())
-        total[1] += float(own.square().sum())
+        for part in (f"{module}.weight", f"{module}.bias"):
+            if part in after:
+                total[0] += float((after[part] - before.get(part, 0.0)).square().sum())
+        total[1] += float(before[f"{module}.weight"].square().sum())
     expected = {layer: math.sqrt(update / own) for layer, (update, own) in squares.items()}
     assert found == pytest.approx(expected, rel=0.03)
 

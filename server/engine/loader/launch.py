@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weft.adapters.confinement import keep_only
+from weft.adapters.confinement import end_with_parent, keep_only
 
 _STOP_SECONDS = 5.0
 
@@ -61,6 +61,7 @@ def _serve(sock: socket.socket) -> None:
     code = 1
     try:
         keep_only(sock.fileno())
+        end_with_parent()
         serve(sock)
         code = 0
     finally:

@@ -116,8 +116,15 @@ def assert_loads(loader: LoaderProcess, digest: str) -> None:
 def load_under_way(loader: LoaderProcess) -> int:
     """The process of the only load that is under way."""
     task = Path(f"/proc/{loader.pid}/task/{loader.pid}/children")
-    (child,) = task.read_text().split()
-    return int(child)
+    running = [pid for pid in map(int, task.read_text().split()) if not has_ended(pid)]
+    (child,) = running
+    return child
+
+
+def has_ended(pid: int) -> bool:
+    """Whether only its parent has still to take notice of it."""
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "Z"
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "olora", *METHODS])
