@@ -122,9 +122,9 @@ def test_a_failed_start_raises_once_and_is_not_repeated(
         client = EngineClient(CONFIG, launch=engine.launch)
         start = asyncio.ensure_future(client.start())
         await asyncio.to_thread(engine.wait_for, EngineConfig)
+        await client.close() if reply else None
         with pytest.raises(EngineStartError, match=message):
             await start
-        await client.close()
         assert engine.launches == 1
 
     asyncio.run(scenario())
