@@ -45,7 +45,6 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "swish": silu,
     "tanh": torch.tanh,
 }
-_FACTOR = 8
 # Of a decoder layer: the flag of the configuration, the file's name for the networks, the module
 # beside which they stand, and the norm that is given the residual stream.
 _ENDS = {
@@ -69,12 +68,17 @@ def styles(arch: str) -> list[str]:
     return [style for style in STYLES if (arch, style) != ("gemma2", "pfeiffer")]
 
 
-def save_bottleneck(path: Path, arch: str, style: str, *, seed: int = 0) -> Path:
-    """Writes a strong random adapter for `tiny_model(arch)`; returns `path`."""
-    config = {**_COMMON, **STYLES[style], "reduction_factor": _FACTOR, "scaling": 1.5}
-    base = tiny_config(arch)
+def save_bottleneck(
+    path: Path, arch: str, style: str, *, seed: int = 0, factor: int = 8, **model: Any
+) -> Path:
+    """Writes a strong random adapter for `tiny_model(arch, **model)`; returns `path`.
+
+    factor: by which the networks are narrower than the model
+    """
+    config = {**_COMMON, **STYLES[style], "reduction_factor": factor, "scaling": 1.5}
+    base = tiny_config(arch, **model)
     layers = "transformer.h" if arch == "gpt2" else "model.layers"
-    width, size = base.hidden_size, base.hidden_size // _FACTOR
+    width, size = base.hidden_size, base.hidden_size // factor
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     for layer in range(base.num_hidden_layers):

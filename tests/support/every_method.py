@@ -20,7 +20,6 @@ INVOCATION = BEGINNING[-2:]
 PROMPT_LENGTHS = (12, 22)
 _PROMPTS = 3
 _TRIES = 8
-_EFFECT = 0.1
 
 _TOKENS = [*BEGINNING[:5], 100, 200, 300, 301]
 _LORAS: Mapping[str, Mapping[str, Any]] = {
@@ -66,7 +65,7 @@ class Specimen:
     def questions(self, folder: Path, random: Random, tokens: int) -> list[Question]:
         """Asks it anew with other prompts, and at last other weights, until choices are clear.
 
-        Raises AssertionError if they never are, or the adapter does not change what is answered.
+        Raises AssertionError if they never are.
         """
         for seed in range(_TRIES):
             oracle = self.make(folder.with_name(folder.name + f", seed {seed}" * (seed > 0)), seed)
