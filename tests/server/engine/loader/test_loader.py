@@ -301,6 +301,8 @@ def test_a_loader_that_is_killed_is_started_again_and_one_that_is_closed_is_not(
     def kill() -> None:
         assert loader.pid is not None
         os.kill(loader.pid, signal.SIGKILL)
+        while not has_ended(loader.pid):
+            os.sched_yield()
 
     with place.hooked(kill), pytest.raises(LoadFailed):
         loader.load(asking)
