@@ -46,7 +46,7 @@ METHODS: dict[str, Method] = {
     "vera": Method("VeraConfig", {"r": 16}, CONV1D, 3.0),
     "vera beside biases": Method("VeraConfig", {"r": 16, "bias": "all"}, ("qwen2", "gpt2"), 2.0),
     "pvera": Method("PveraConfig", {"r": 16}, CONV1D, 3.0),
-    "loha": Method("LoHaConfig", {"r": 3, "alpha": 12, "alpha_pattern": {"v_proj": 24}}),
+    "loha": Method("LoHaConfig", {"r": 3, "alpha": 12, "alpha_pattern": {"v_proj": 24}}, scale=0.4),
     "loha of full rank": Method("LoHaConfig", {"r": 9, "alpha": 30}, scale=0.6),
     "lokr": Method("LoKrConfig", {"r": 2, "alpha": 6, "rank_pattern": {"v_proj": 3}}),
     "lokr in full": Method("LoKrConfig", {"r": 64, "alpha": 256}),

@@ -1,4 +1,4 @@
-"""Random mixed batches over all methods, each row as peft's forward answers it alone.
+"""All methods alone and in random mixed batches, each row as peft's forward answers it alone.
 
 Of each architecture one set of adapters is made and asked once; engines of several settings then
 serve it in batches that are drawn at random.
@@ -15,7 +15,8 @@ from adapter_files import read_config
 from engines import greedy, run, store_of, tiny_engine
 from every_method import every_method
 from exactness import Question, answers_of, assert_same, token_bytes
-from tiny_models import VOCAB_SIZE
+from forward_loops import LoopOracle
+from tiny_models import VOCAB_SIZE, tiny_model
 
 from weft.adapters.methods import METHODS
 from weft.server.engine.engine import Engine
@@ -64,18 +65,24 @@ WAYS = (
 @pytest.mark.timeout(1200)  # half a minute on a core of its own
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_random_batches_equal_peft(arch: str, device: str, tmp_path: Path) -> None:
+def test_each_alone_and_random_batches_equal_peft(arch: str, device: str, tmp_path: Path) -> None:
     random = Random(arch)
     asked = [
         specimen.questions(tmp_path / "adapters" / name, random, NEW_TOKENS)
         for name, specimen in every_method(arch).items()
     ]
+    base = LoopOracle(tiny_model(arch))
+    assert all(effect(questions, base) > 0.1 for questions in asked[1:])
     folders = {path for questions in asked for path, _ in questions[0].parts}
     if arch == "llama":  # peft does not support all methods on the others
         served = {read_config(path).get("peft_type", "bottleneck") for path in folders}
         assert served == {*METHODS, "bottleneck"}
     store = store_of(tmp_path)
     digests = {path: store.put(path) for path in sorted(folders)}
+    with tiny_engine(tmp_path, arch, device=device, adapter_memory=8 << 20) as engine:
+        for question, *_ in asked:
+            answers = answers_of(run(engine, question.request("alone", digests)))
+            assert_same(answers["alone"], question.answer, f"{arch}, alone: {question.adapter}")
     for way in WAYS:
         with tiny_engine(tmp_path, arch, device=device, **way.settings(arch)) as engine:
             before = base_alone(engine)
@@ -89,6 +96,15 @@ def test_random_batches_equal_peft(arch: str, device: str, tmp_path: Path) -> No
             # Where adapters are evicted, their requests are preempted, too.
             assert engine.scheduler.preemptions > 0 or not way.preempted
             assert (engine.residency.evictions > 0) == way.evicted
+
+
+def effect(questions: list[Question], base: LoopOracle) -> float:
+    """How much an adapter moves the log-probabilities of a first token."""
+    plain = base.answers([question.prompt for question in questions], 1)
+    return max(
+        float((answer.logprobs[0] - question.answer.logprobs[0]).abs().max())
+        for answer, question in zip(plain, questions, strict=True)
+    )
 
 
 def batches(asked: list[list[Question]], random: Random) -> Iterator[list[Question]]:
