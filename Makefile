@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test soak test-gpu check format bench bench-methods fidelity clean
+.PHONY: help install demo test soak test-gpu check format bench bench-methods bench-loads fidelity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ format: $(VENV)/.weft-dev ## format the code and mend what ruff can mend
 
 bench: $(VENV)/.weft ## measure base, one adapter and 32 distinct ones, beside peft
 	$(BIN)/python benchmarks/smoke.py
+
+bench-loads: $(VENV)/.weft ## measure what loads cost those who are answered meanwhile
+	$(BIN)/python benchmarks/loads.py
 
 bench-methods: $(VENV)/.weft ## measure what each adapter method costs a decode step
 	$(BIN)/python benchmarks/methods.py
