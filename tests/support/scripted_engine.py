@@ -27,7 +27,14 @@ INFO = EngineInfo(
 
 
 class Hangup(Exception):
-    """Raised by an answer to end the connection, as a killed process would."""
+    """Raised by an answer to end the connection, as a process does that ends.
+
+    last: events that it still sends
+    """
+
+    def __init__(self, *last: Event) -> None:
+        super().__init__()
+        self.last = list(last)
 
 
 class ScriptedEngine:
@@ -62,13 +69,16 @@ class ScriptedEngine:
 
     def _serve(self, far: socket.socket) -> None:
         connection = EngineConnection(far)
-        with contextlib.suppress(Hangup, OSError):
-            for commands in connection.commands():
-                for command in commands:
-                    with self.changed:
-                        self.commands.append(command)
-                        self.changed.notify_all()
-                    connection.send(self._answer(command))
+        with contextlib.suppress(OSError):
+            try:
+                for commands in connection.commands():
+                    for command in commands:
+                        with self.changed:
+                            self.commands.append(command)
+                            self.changed.notify_all()
+                        connection.send(self._answer(command))
+            except Hangup as hangup:
+                connection.send(hangup.last)
         with contextlib.suppress(OSError):
             far.shutdown(socket.SHUT_RDWR)
         connection.close()

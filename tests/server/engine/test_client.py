@@ -103,28 +103,22 @@ def test_start_reports_progress_and_info() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "message"),
+    ("last", "message"),
     [
         ([Failed(START, "model_unsupported", "m", "ALiBi is not paged")], "m: ALiBi is not paged"),
-        (None, "died"),
+        ([], "died"),
     ],
 )
-def test_a_failed_start_raises_once_and_is_not_repeated(
-    reply: list[Event] | None, message: str
-) -> None:
+def test_a_failed_start_raises_once_and_is_not_repeated(last: list[Event], message: str) -> None:
     def answer(_: Command) -> list[Event]:
-        if reply is None:
-            raise Hangup
-        return reply
+        raise Hangup(*last)
 
     async def scenario() -> None:
         engine = ScriptedEngine(answer)
         client = EngineClient(CONFIG, launch=engine.launch)
-        start = asyncio.ensure_future(client.start())
-        await asyncio.to_thread(engine.wait_for, EngineConfig)
-        await client.close() if reply else None
         with pytest.raises(EngineStartError, match=message):
-            await start
+            await client.start()
+        await client.close()
         assert engine.launches == 1
 
     asyncio.run(scenario())
@@ -322,7 +316,8 @@ def test_what_is_read_slowly_is_paused_until_it_was_read() -> None:
             assert await asyncio.to_thread(engine.wait_for, Pause) == [Pause("slow", True)]
             rest = [event async for event in stream]
             assert len(rest) == rounds * MANY_UNREAD
-            pauses = [c.paused for c in engine.commands if isinstance(c, Pause)]
+            told = await asyncio.to_thread(engine.wait_for, Pause, 2 * rounds - 1)
+            pauses = [c.paused for c in told if isinstance(c, Pause)]
             assert pauses[: 2 * rounds - 1] == [True, False] * (rounds - 1) + [True]
 
     asyncio.run(scenario())
