@@ -5,6 +5,7 @@ Knows no adapter, and never changes a weight.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, runtime_checkable
@@ -180,20 +181,9 @@ class BaseModules(Mapping[str, TargetModule]):
             name: replace(target, weight=partial(_weight, read, name, target.kind))
             for name, target in self._targets.items()
         }
-        return BaseModules(
-            targets,
-            owners=self.owners,
-            types=self.types,
-            parameter=read,
-            experts=self.experts,
-            former=self.former,
-            embedding=self.embedding,
-            head=self.head,
-            attention=self.attention,
-            tied=self.tied,
-            parameters=self.parameters,
-            quantization=self.quantization,
-        )
+        changed = copy(self)
+        changed._targets, changed.parameter = targets, read
+        return changed
 
     def __getitem__(self, name: str) -> TargetModule:
         return self._targets[name]
