@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from made_up_tokenizer import save_tokenizer
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2Config
@@ -28,7 +29,10 @@ def embedded() -> Base:
 
 
 def qwen_half_billion() -> Base:
-    """Qwen2.5-0.5B's shapes with random bfloat16 weights, made once and kept in `.cache/`."""
+    """Qwen2.5-0.5B's shapes with random bfloat16 weights, made once and kept in `.cache/`.
+
+    Its tokenizer is made up as well.
+    """
     folder = CACHE / "qwen2.5-0.5b-shapes"
     if not (folder / "model.safetensors").exists():
         config = Qwen2Config(
@@ -47,6 +51,8 @@ def qwen_half_billion() -> Base:
         )
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    if not (folder / "tokenizer.json").exists():
+        save_tokenizer(folder, vocab_size=151_936)
     return Base("qwen2.5-0.5b-shapes", folder, _step_bytes(folder))
 
 
