@@ -17,9 +17,10 @@ from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import PLAIN, Traits
+from weft.server.engine.limits import Limits
 from weft.server.engine.messages import Generate, Sampling
 from weft.server.engine.prefix_cache import PrefixRoot
-from weft.server.engine.scheduler import Limits, Scheduler
+from weft.server.engine.scheduler import Scheduler
 
 STEPS = 400
 PROMPT_TOKENS = 100

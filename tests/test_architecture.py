@@ -52,12 +52,14 @@ LIGHT_ADAPTERS = (
     "version",
 )
 LIGHT_ENGINE = (
+    "claims",
     "client",
     "connection",
     "fairness",
     "finish",
     "gate",
     "launch",
+    "limits",
     "messages",
     "page_tables",
     "pages",

@@ -22,6 +22,7 @@ from weft.adapters.store import Store
 from weft.server.engine import hardware
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.canary import canary_of
+from weft.server.engine.limits import Limits
 from weft.server.engine.loader.client import LoaderProcess
 from weft.server.engine.loader.launch import Loading
 from weft.server.engine.loader.messages import LoaderConfig
@@ -49,7 +50,7 @@ from weft.server.engine.model import ModelFacts, ModelHost
 from weft.server.engine.outbox import Outbox
 from weft.server.engine.prefix_cache import PrefixRoot
 from weft.server.engine.sampling import Sampled, SampleRow, sample, token_logprobs
-from weft.server.engine.scheduler import Limits, Scheduler
+from weft.server.engine.scheduler import Scheduler
 from weft.server.engine.sequence import Sequence as Row
 from weft.server.engine.step_plan import StepPlan
 from weft.server.engine.versions import Versions

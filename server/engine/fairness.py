@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import attrgetter
 
+from weft.adapters.tenancy import TenantContext
 from weft.server.engine.sequence import Sequence
 
 _arrival = attrgetter("arrival")
@@ -26,6 +27,9 @@ class FairQueue:
 
     def __iter__(self) -> Iterator[Sequence]:
         return (seq for queue in self._queues.values() for seq in queue)
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
 
     def push(self, seq: Sequence) -> None:
         """Queues a sequence by its arrival, before later ones of its tenant."""
@@ -52,6 +56,14 @@ class FairQueue:
             self._counters[seq.tenant.id] += fresh / seq.tenant.weight
             seq.charged = stop
 
+    def served(self, tenant: TenantContext) -> float:
+        """The tokens that a tenant has been given, over its weight; only differences tell."""
+        return self._counters[tenant.id]
+
+    def firsts(self) -> list[Sequence]:
+        """The first of each tenant's queue, the least served tenant's first."""
+        return sorted((queue[0] for queue in self._queues.values()), key=self._rank)
+
     def least_served(
         self, begun: Iterable[Sequence], may_begin: Callable[[Sequence], bool]
     ) -> Sequence | None:
@@ -61,7 +73,7 @@ class FairQueue:
         the queue may not begin has none there.
         """
         queued = filter(may_begin, (queue[0] for queue in self._queues.values()))
-        counters = self._counters
-        return min(
-            chain(begun, queued), key=lambda s: (counters[s.tenant.id], s.arrival), default=None
-        )
+        return min(chain(begun, queued), key=self._rank, default=None)
+
+    def _rank(self, seq: Sequence) -> tuple[float, int]:
+        return self._counters[seq.tenant.id], seq.arrival

@@ -77,6 +77,25 @@ class PageTables:
         """Sequences of equal crowds compete for pages, others never do."""
         return self._of(seq.tenant)
 
+    def part(self, seq: Sequence) -> float:
+        """How much of all pages that it could have a sequence needs, shared ones included."""
+        return self._pages_for(seq.length) * self.page_part(seq)
+
+    def page_part(self, seq: Sequence) -> float:
+        """How much of all pages that a sequence could have one page is."""
+        return 1 / self._of(seq.tenant).pool.total
+
+    def has_room(self, seq: Sequence, without: Iterable[Sequence]) -> bool:
+        """Whether `admit` would succeed if these running ones had given back what they hold."""
+        partition = self._of(seq.tenant)
+        gone = [other for other in without if self._places[other] is partition]
+        shared = partition.prefixes.find(seq)
+        freed = partition.pool.freed_by(page for other in gone for page in other.pages)
+        available = partition.pool.available + len(freed)
+        idle = partition.pool.idle(shared) + len(freed.intersection(shared))
+        fresh = self._pages_for(seq.length) - len(shared)
+        return available - idle - fresh >= partition.running - len(gone)
+
     def admit(self, seq: Sequence) -> bool:
         """Gives `seq` pages for all its positions and says in it what is computed already.
 

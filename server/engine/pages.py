@@ -3,7 +3,7 @@
 Knows no sequences and no tensors; what a page holds is an opaque key and the tokens it stands for.
 """
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +86,11 @@ class PagePool:
     def idle(self, pages: Iterable[int]) -> int:
         """How many of `pages` nobody references, so that sharing them takes from `available`."""
         return sum(self._references[page] == 0 for page in pages)
+
+    def freed_by(self, released: Iterable[int]) -> set[int]:
+        """Which pages nobody would reference if these references were dropped."""
+        counts = Counter(released)
+        return {page for page, count in counts.items() if self._references[page] == count}
 
     def share(self, pages: Iterable[int]) -> None:
         """Adds a reference to each of these found pages."""

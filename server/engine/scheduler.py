@@ -7,13 +7,14 @@ it owns and need not compute (page_tables), when it is done (finish). Knows no t
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from operator import attrgetter
 
 from weft.adapters.tenancy import TenantContext
+from weft.server.engine.claims import Claims
 from weft.server.engine.fairness import FairQueue
 from weft.server.engine.finish import FinishRules
 from weft.server.engine.gate import AdapterGate
+from weft.server.engine.limits import Limits
 from weft.server.engine.messages import Generate
 from weft.server.engine.page_tables import PageTables
 from weft.server.engine.prefix_cache import PrefixRoot
@@ -22,35 +23,6 @@ from weft.server.engine.sequence import Finish, Sequence, Status
 from weft.server.engine.step_plan import Scheduled, StepPlan
 
 _arrival = attrgetter("arrival")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one engine can hold, and do in a step.
-
-    num_pages: KV pages, page 0 included   page_size: tokens in a page
-    max_num_seqs: sequences running at a time   max_num_batched_tokens: rows in a step
-    max_model_len: positions in a sequence   patience: seconds until an adapter gets room by force
-    """
-
-    num_pages: int
-    page_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    eos_token_ids: frozenset[int] = frozenset()
-    patience: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_num_seqs < 1 or self.page_size < 1:
-            raise ValueError("max_num_seqs and page_size must be at least 1")
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}): a running sequence decodes in every step"
-            )
-        if self.patience <= 0:
-            raise ValueError("patience must be more than 0 seconds")
 
 
 class Scheduler:
@@ -167,8 +139,12 @@ class Scheduler:
     # ---- a step
 
     def plan(self) -> StepPlan:
-        """Chooses the next step: decodes first, then prefill by fair share within the budget."""
+        """Chooses the next step: decodes first, then prefill by fair share within the budget.
+
+        Before that, who holds more than its share of a full engine gives way to who holds less.
+        """
         self._settle_adapters()
+        self._let_claimants_in()
         rows = self._decodes()
         rows += self._prefills(self.limits.max_num_batched_tokens - len(rows))
         return StepPlan(tuple(sorted(rows, key=attrgetter("order"))))
@@ -191,8 +167,25 @@ class Scheduler:
         for demand in passage.opened:
             self._start(s for s in demand.members.values() if s.status is Status.PARKED)
 
+    def _let_claimants_in(self) -> None:
+        """Lets the first of each tenant run that may have the place and pages of others."""
+        if not self._queue or (claims := self._claims()).even:
+            return
+        for seq in self._queue.firsts():
+            victims = claims.victims(seq)
+            if victims:
+                for victim in victims:
+                    self._preempt(victim)
+                self._admit(seq)
+                claims = self._claims()
+
+    def _claims(self) -> Claims:
+        return Claims(self._running, self.limits.max_num_seqs, self.tables, self._queue.served)
+
     def _decodes(self) -> list[Scheduled]:
-        return [self._schedule(seq, 1) for seq in tuple(self._running) if self._can_decode(seq)]
+        ready = [seq for seq in tuple(self._running) if self._can_decode(seq)]
+        # A later one's growth may have preempted an earlier one of another tenant.
+        return [self._schedule(seq, 1) for seq in ready if seq.status is Status.RUNNING]
 
     def _prefills(self, budget: int) -> list[Scheduled]:
         rows = []
@@ -274,6 +267,9 @@ class Scheduler:
             return False
         if not seq.preemptions:
             seq.cached_tokens = max(seq.computed - seq.lead, 0)
+        else:
+            again = max(seq.charged - seq.computed, self.limits.page_size)
+            seq.keeps_until = seq.generated + again
         if seq.queue_seconds is None:
             seq.queue_seconds = self._clock() - seq.arrived
         self._queue.remove(seq)
@@ -283,16 +279,15 @@ class Scheduler:
         return True
 
     def _grow(self, seq: Sequence) -> bool:
-        """Makes room for the next token, if need be at the cost of those that arrived later.
+        """Makes room for the next token, if need be at the cost of others; see `gives_page`.
 
-        The latest arrival waits for a page and keeps those it has: earlier ones can take them.
+        Who is to give a page to itself waits, and keeps those it has: others can take them.
         """
-        crowd = self.tables.crowd_of(seq)
         while not self.tables.grow(seq):
-            latest = next(s for s in reversed(self._running) if self.tables.crowd_of(s) is crowd)
-            if latest is seq:
+            victim = self._claims().gives_page(seq)
+            if victim is seq:
                 return False
-            self._preempt(latest)
+            self._preempt(victim)
         return True
 
     def _preempt(self, seq: Sequence) -> None:

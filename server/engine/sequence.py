@@ -53,6 +53,7 @@ class Sequence:
     shares: the slots of its adapters while it runs; one that does more than add comes first
     arrival: position in the order of all arrivals; decides who waits and who is preempted
     cached_tokens: prompt tokens that the prefix cache spared at first admission
+    keeps_until: generated tokens before which it does not give way to other tenants again
     arrived: when it came, by the scheduler's clock   queue_seconds: until it ran for the first time
     """
 
@@ -72,6 +73,7 @@ class Sequence:
     arrived: float = 0.0
     queue_seconds: float | None = None
     preemptions: int = 0
+    keeps_until: int = 0
     charged: int = 0  # tokens that its tenant has paid for; recomputing them is free
     contents: list[Content] = field(default_factory=list)  # of its leading full pages, if known
     published: int = 0  # leading pages known to the prefix cache

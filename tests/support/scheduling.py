@@ -11,9 +11,10 @@ from fake_residency import FakeResidency
 
 from weft.adapters.blend import alone
 from weft.adapters.tenancy import TenantContext
+from weft.server.engine.limits import Limits
 from weft.server.engine.messages import Generate, Sampling
 from weft.server.engine.prefix_cache import PrefixRoot
-from weft.server.engine.scheduler import Limits, Scheduler
+from weft.server.engine.scheduler import Scheduler
 from weft.server.engine.sequence import Finish, Sequence
 from weft.server.engine.step_plan import Scheduled, StepPlan
 

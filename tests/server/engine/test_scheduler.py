@@ -10,8 +10,8 @@ from scheduling import ROOT, World, limits, request
 
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import Traits
+from weft.server.engine.limits import Limits
 from weft.server.engine.prefix_cache import PrefixRoot
-from weft.server.engine.scheduler import Limits
 from weft.server.engine.sequence import Finish
 from weft.server.engine.step_plan import StepPlan
 
@@ -446,13 +446,13 @@ def test_one_failing_sequence_leaves_the_others_alone() -> None:
 def backlog(
     world: World, tenant: str, weight: float, prompt: int, answer: int
 ) -> Callable[[], None]:
-    """Keeps three requests of a tenant waiting, whatever is served."""
+    """Keeps more requests of a tenant waiting than can begin in a step."""
     number = 0
 
     def fill() -> None:
         nonlocal number
         waiting = sum(seq.tenant.id == tenant for seq in world.scheduler._queue)
-        for _ in range(3 - waiting):
+        for _ in range(5 - waiting):
             number += 1
             world.scheduler.add(
                 request(f"{tenant}-{number}", prompt, answer, tenant=tenant, weight=weight)
