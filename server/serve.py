@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import secrets
 import signal
@@ -34,7 +35,7 @@ from weft.server.engine.client import (
     EngineStartError,
     EngineUnavailable,
 )
-from weft.server.engine.launch import launch_process
+from weft.server.engine.launch import Launched
 from weft.server.engine.messages import EngineConfig, EngineInfo
 from weft.server.errors import ApiError
 from weft.server.exposure import check_exposure
@@ -50,6 +51,7 @@ log = logging.getLogger("weft.tenants")
 BACKLOG = 2048
 GRACE_SECONDS = 10
 PRUNING_SECONDS = 600
+INSTALLS_AT_A_TIME = 4
 T = TypeVar("T")
 
 
@@ -79,6 +81,7 @@ class _Launch:
 
     settings: Settings
     view: View
+    engine: Callable[[], Launched]
     examples: Path | None
     sources: list[AdapterSource]
     sock: socket.socket
@@ -88,8 +91,13 @@ class _Launch:
     records: Records
 
 
-def serve(settings: Settings, view: View, examples: Path | None = None) -> None:
-    """Serves until it is interrupted; `examples` as `create_app` takes it.
+def serve(
+    settings: Settings,
+    view: View,
+    engine: Callable[[], Launched],
+    examples: Path | None = None,
+) -> None:
+    """Serves until it is interrupted; `engine` launches one, `examples` as `create_app` takes it.
 
     What can be told without the engine is told first: a model is loaded for minutes. Raises
     StartError and SettingsError.
@@ -105,7 +113,9 @@ def serve(settings: Settings, view: View, examples: Path | None = None) -> None:
         stack.callback(registry.close)
         records = _open_records(state, settings)
         stack.callback(records.close)
-        launch = _Launch(settings, view, examples, sources, sock, base, store, registry, records)
+        launch = _Launch(
+            settings, view, engine, examples, sources, sock, base, store, registry, records
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(launch))
 
@@ -231,7 +241,7 @@ async def _serve(launch: _Launch) -> None:
     view = launch.view
     engine = EngineClient(
         engine_config(launch.settings, launch.base, launch.store),
-        launch=partial(launch_process, launch.settings.log_level),
+        launch=launch.engine,
         on_progress=lambda seen: view.progress(seen.stage, seen.done, seen.total),
     )
     ready = asyncio.create_task(engine.start())
@@ -310,13 +320,29 @@ async def _finish_start(
     _named("--tenants", lambda: check_pages(services.tenants.policy, info.pages), TenantsInvalid)
     services.engine.reserve(services.tenants.contexts)
     await services.library.restore_pins()
-    for done, source in enumerate(launch.sources):
-        launch.view.progress("adapters", done, len(launch.sources))
-        for tenant in services.tenants.contexts:
-            await _install(services, tenant, source)
+    await _install_all(launch, services)
     services.admission.starting = False
     names = [source.name for source in launch.sources]
     launch.view.serving(services.base_name, info, names, url_of(launch.sock))
+
+
+async def _install_all(launch: _Launch, services: Services) -> None:
+    """Installs the adapters of the command line, some at a time; raises StartError."""
+    left, total = iter(launch.sources), len(launch.sources)
+    done = itertools.count()
+
+    async def install_some() -> None:
+        for source in left:
+            launch.view.progress("adapters", next(done), total)
+            for tenant in services.tenants.contexts:
+                await _install(services, tenant, source)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(INSTALLS_AT_A_TIME):
+                group.create_task(install_some())
+    except* StartError as failed:
+        raise failed.exceptions[0] from None
 
 
 async def _install(services: Services, tenant: TenantContext, source: AdapterSource) -> None:

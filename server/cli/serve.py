@@ -1,13 +1,14 @@
 """`weft serve` and `weft demo`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from weft.server import demo as embedded
 from weft.server import logs
 from weft.server.cli.console import Refusal, complain, out
 from weft.server.cli.startup import StartupView
+from weft.server.engine.launch import Launched, launched_ahead
 from weft.server.engine.messages import EngineInfo
 from weft.server.settings import AdapterSource, Settings, Sourced
 
@@ -56,6 +57,13 @@ class DemoView(StartupView):
 
 
 def _run(settings: Settings, view: StartupView, examples: Path | None = None) -> None:
+    with launched_ahead(settings.log_level) as launch:
+        _serve(settings, view, examples, launch)
+
+
+def _serve(
+    settings: Settings, view: StartupView, examples: Path | None, launch: Callable[[], Launched]
+) -> None:
     from weft.server.exposure import is_open_to_all
     from weft.server.serve import StartError, serve  # FastAPI, uvicorn: not for other commands
 
@@ -67,6 +75,6 @@ def _run(settings: Settings, view: StartupView, examples: Path | None = None) ->
             "address can use the model and load, replace and remove adapters"
         )
     try:
-        serve(settings, view, examples)
+        serve(settings, view, launch, examples)
     except StartError as error:
         raise Refusal(str(error), 2) from None

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from weft.server import logs
@@ -53,6 +53,26 @@ def launch_process(log_level: str = "info") -> Launched:
             process.wait()
 
     return Launched(near, end, process.pid, process.terminate)
+
+
+@contextlib.contextmanager
+def launched_ahead(log_level: str = "info") -> Iterator[Callable[[], Launched]]:
+    """Starts an engine now, which imports for seconds; gives what launches engines, that one first.
+
+    One that nobody took is ended.
+    """
+    ahead = [launch_process(log_level)]
+
+    def launch() -> Launched:
+        return ahead.pop() if ahead else launch_process(log_level)
+
+    try:
+        yield launch
+    finally:
+        for unused in ahead:
+            unused.terminate()
+            unused.sock.close()
+            unused.end()
 
 
 def launch_thread() -> Launched:
