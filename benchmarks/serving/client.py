@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import orjson
 
-from serving.http import Pool
+from serving.connections import Pool
 from serving.request import Outcome, Outcomes, Request
 from serving.stream import AnswerStream
 from serving.target import ByLoraField, ByModel, Dialect, PlainOpenAI, Target
@@ -108,7 +108,7 @@ class _Run:
             token_ids=tuple(stream.token_ids),
             prompt_tokens=stream.usage.get("prompt_tokens", 0),
             cached_tokens=details.get("cached_tokens") or 0,
-            error=error,
+            error=error or (None if arrivals else "empty"),
         )
         self._on_end(outcome)
         return outcome

@@ -29,7 +29,8 @@ class Outcome:
     counted: the server told the tokens of each chunk; else they are spread over the chunks
     token_ids: of the answer, where the server tells them
     prompt_tokens, cached_tokens: by its usage
-    error: status and code of an answer that failed, "connection" or "timeout"; None if it did not
+    error: status and code of an answer that failed, "stream" and the code of one that failed later,
+        "connection", "timeout", "unfinished" or "empty"; None for an answer with tokens and an end
     """
 
     request: Request

@@ -128,6 +128,7 @@ HTML = Script([(0.0, b"<html>bad gateway</html>")], status=502)
 BROKEN = Script([THREE.parts[0], (0.25, {"error": {"code": "engine_unavailable"}})])
 HUNG_UP = Script(THREE.parts[:2], whole=False)
 UNFINISHED = Script(THREE.parts[:2])
+EMPTY = Script(tokens().parts)
 NONSENSE = Script([(0.0, b"data: {nonsense\n\n")])
 
 
@@ -140,6 +141,7 @@ NONSENSE = Script([(0.0, b"data: {nonsense\n\n")])
         (BROKEN, "stream engine_unavailable", 1),
         (HUNG_UP, "connection", 2),
         (UNFINISHED, "unfinished", 2),
+        (EMPTY, "empty", 0),
         (NONSENSE, "connection", 0),
         (tokens(0.5, 100.0), "timeout", 1),
     ],

@@ -1,0 +1,88 @@
+"""The figures of runs, for people: a table, and a picture that needs matplotlib."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from serving.figures import Figures, Spread
+from serving.request import Outcomes
+
+_COLUMNS = (
+    "workload",
+    "sent",
+    "answered",
+    "requests/s",
+    "tokens/s",
+    "first token\np50 / p90 / p99 ms",
+    "between tokens\np50 / p90 / p99 ms",
+    "floor\nms",
+    "whole answer\np50 / p90 / p99 ms",
+    "in time",
+    "late\np99 ms",
+    "cached",
+    "at once:\nrows / adapters",
+)
+
+
+def table(title: str) -> Table:
+    """An empty one."""
+    made = Table(title=title)
+    for number, column in enumerate(_COLUMNS):
+        made.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return made
+
+
+def add_row(made: Table, name: str, sent: str, figures: Figures, floor: float | None) -> None:
+    """A run; sent: how; floor: seconds that memory bandwidth allows a step, None if not known."""
+    made.add_row(
+        name,
+        sent,
+        f"{figures.answered} of {figures.requests}",
+        f"{figures.requests_per_second:.1f}",
+        f"{figures.tokens_per_second:.0f}",
+        _milliseconds(figures.first_token),
+        _milliseconds(figures.inter_token),
+        "–" if floor is None else f"{1e3 * floor:.1f}",
+        _milliseconds(figures.whole),
+        f"{100 * figures.kept:.1f} %",
+        "–" if figures.late is None else f"{1e3 * figures.late.p99:.1f}",
+        f"{100 * figures.cached:.0f} %",
+        f"{figures.running:.1f} / {figures.adapters:.1f}",
+    )
+
+
+def remarks(name: str, figures: Figures) -> list[str]:
+    """What a reader of a run's figures must know."""
+    said = [f"{name}: {count} × {error}" for error, count in figures.errors.items()]
+    if figures.short:
+        said.append(f"{name}: {figures.short} answers are shorter than asked for")
+    if not figures.counted:
+        said.append(f"{name}: the server does not say how many tokens a chunk has; spread evenly")
+    return said
+
+
+def save_plot(runs: Mapping[str, Outcomes], path: Path) -> None:
+    """Draws the shares of first tokens and of gaps between tokens that took at most so long."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    first, between = figure.subplots(1, 2, sharey=True)
+    for number, (name, run) in enumerate(runs.items()):
+        style = "-" if number < 10 else "--"
+        answered = [outcome for outcome in run.each if outcome.error is None]
+        gaps = [gap for outcome in answered for gap in outcome.gaps]
+        first.ecdf([one.first_token for one in answered], label=name, linestyle=style)
+        between.ecdf(gaps or [0.0], linestyle=style)
+    for axes, title in ((first, "first token"), (between, "between tokens")):
+        axes.set(title=title, xlabel="seconds", xscale="log")
+        axes.grid(alpha=0.3)
+    first.set_ylabel("share that took at most so long")
+    first.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def _milliseconds(spread: Spread | None) -> str:
+    if spread is None:
+        return "–"
+    return " / ".join(f"{1e3 * value:.1f}" for value in (spread.p50, spread.p90, spread.p99))
