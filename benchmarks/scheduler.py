@@ -107,7 +107,7 @@ def measure(case: Case) -> tuple[list[float], list[float]]:
         began = time.thread_time()
         plan = scheduler.plan()
         planned = time.thread_time()
-        tokens = [1] * len(plan.sampling)
+        tokens = [[1]] * len(plan.sampling)
         sampled = time.thread_time()
         scheduler.commit(plan, tokens)
         if plan.rows == case.running:

@@ -185,6 +185,7 @@ def engine_config(settings: Settings, base: Path, store: Store) -> EngineConfig:
         adapter_memory=settings.adapter_memory,
         adapter_host_memory=settings.adapter_host_memory,
         prefix_caching=settings.enable_prefix_caching,
+        speculation=settings.speculation,
         prefix_secret=secrets.token_bytes(32),
         seed=settings.seed,
         threads=settings.threads,

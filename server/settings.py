@@ -170,6 +170,11 @@ class Settings(BaseSettings):
         90 * 86400.0, description="How long the usage of an hour is kept: 90d, 12h, forever."
     )
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of equal prefixes.")
+    speculation: Literal["ngram", "off"] = Field(
+        "ngram",
+        description="Check tokens that stood after an earlier occurrence of an answer's end, "
+        "as many at once as is faster; answers stay the same.",
+    )
     trust_proxy_header: str | None = Field(
         None, description="Header in which a trusted proxy names the tenant."
     )

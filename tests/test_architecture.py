@@ -55,12 +55,15 @@ LIGHT_ENGINE = (
     "claims",
     "client",
     "connection",
+    "drafting",
     "fairness",
     "finish",
     "gate",
+    "history",
     "launch",
     "limits",
     "messages",
+    "ngrams",
     "page_tables",
     "pages",
     "prefix_cache",
@@ -68,6 +71,7 @@ LIGHT_ENGINE = (
     "residency",
     "scheduler",
     "sequence",
+    "speculation",
     "step_plan",
 )
 LIGHT = {f"weft.adapters.{name}" for name in LIGHT_ADAPTERS} | {

@@ -33,7 +33,8 @@ class StepBatch:
     segments, kept_segments: adapter rows among all T, and among the K kept
     virtual: the rows of adapters' virtual tokens
     layers: the further adapters of rows that have several, or weights other than 1
-    sampling: index among the K of each sampling item's row, in the plan's order
+    sampling: index among the K of each sampling item's row and of those of its drafts, in the
+        plan's order
     prompts: the other kept rows, for requests that want their prompt's log-probabilities
     """
 
@@ -89,8 +90,9 @@ class _Kept:
             rows = slice(before, before + len(wanted))
             self.prompts.append(PromptRows(seq, wanted.start + 1 - seq.lead, rows))
         if item.samples:
-            self.sampling.append(len(self.rows))
-            self.rows.append(first + item.count - 1)
+            chosen = 1 + len(item.drafts)
+            self.sampling += range(len(self.rows), len(self.rows) + chosen)
+            self.rows += range(first + item.count - chosen, first + item.count)
         slots = item.slots
         self.slots += (slots[row - first] for row in self.rows[before:])
 
@@ -107,7 +109,7 @@ def _prompt_positions(item: Scheduled) -> range:
 def _tokens(item: Scheduled) -> list[int]:
     seq = item.seq
     if item.start >= seq.lead:
-        return seq.tokens[item.start - seq.lead : item.stop - seq.lead]
+        return [*seq.tokens[item.start - seq.lead : item.stop - seq.lead], *item.drafts]
     return [max(identity, 0) for identity in seq.identities(item.start, item.stop)]
 
 

@@ -7,7 +7,8 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -49,10 +50,10 @@ from weft.server.engine.messages import (
 from weft.server.engine.model import ModelFacts, ModelHost
 from weft.server.engine.outbox import Outbox
 from weft.server.engine.prefix_cache import PrefixRoot
-from weft.server.engine.sampling import Sampled, SampleRow, sample, token_logprobs
+from weft.server.engine.sampling import Sampled, SampleRow, accepted, sample, token_logprobs
 from weft.server.engine.scheduler import Scheduler
 from weft.server.engine.sequence import Sequence as Row
-from weft.server.engine.step_plan import StepPlan
+from weft.server.engine.step_plan import Scheduled, StepPlan
 from weft.server.engine.versions import Versions
 from weft.server.engine.weights import Progress
 
@@ -158,7 +159,7 @@ class Engine:
 
     # ---- a step
 
-    def _compute(self, plan: StepPlan) -> dict[Row, Sampled]:
+    def _compute(self, plan: StepPlan) -> dict[Row, list[Sampled]]:
         """Runs a plan and commits it; a failure ends only the sequences that fail on their own."""
         self._steps += 1
         # Not part of what may fail for one sequence alone: others share what it puts in place.
@@ -168,20 +169,21 @@ class Engine:
         except torch.AcceleratorError:
             raise  # the device is lost: only a new process helps
         except Exception as error:
-            if len(plan.items) == 1:
+            if len(plan.items) == 1 and not plan.items[0].drafts:
                 log.exception("a step failed")
                 self.scheduler.fail(plan.items[0].seq, _code(error))
                 return {}
-            alone = (self._compute(StepPlan((item,))) for item in plan.items)
-            return {seq: choice for choices in alone for seq, choice in choices.items()}
-        for seq, choice in sampled.items():
-            if choice.error is not None:
-                log.error("request %s: %s", seq.request.id, choice.error)
+            alone = (self._compute(StepPlan((item.plain,))) for item in plan.items)
+            return {seq: run for runs in alone for seq, run in runs.items()}
+        for seq, run in sampled.items():
+            if run[0].error is not None:
+                log.error("request %s: %s", seq.request.id, run[0].error)
                 self.scheduler.fail(seq, "internal_error")
-        self.scheduler.commit(plan, [choice.token for choice in sampled.values()])
-        return sampled
+        tokens = [[choice.token for choice in run] for run in sampled.values()]
+        taken = self.scheduler.commit(plan, tokens)
+        return {seq: run[:n] for (seq, run), n in zip(sampled.items(), taken, strict=True)}
 
-    def _run(self, plan: StepPlan) -> dict[Row, Sampled]:
+    def _run(self, plan: StepPlan) -> dict[Row, list[Sampled]]:
         for item in plan.items:
             for share in item.seq.shares:
                 if not self.residency.valid(share.ref):
@@ -189,18 +191,25 @@ class Engine:
         batch = self._model.build(plan)
         logits = self._model.run(batch)
         self._keep_prompts(batch, logits)
-        rows = [item.seq for item in plan.sampling]
         chosen = logits[list(batch.sampling)] if batch.prompts else logits
-        for index, seq in enumerate(rows):
-            if seq.request.id in self._loads:
-                self._loads.observe(seq.request.id, chosen[index])
-        sampled = sample(chosen, [self._sample_row(seq) for seq in rows])
-        return dict(zip(rows, sampled, strict=True))
+        rows = [row for item in plan.sampling for row in self._sample_rows(item)]
+        choices = iter(sample(chosen, rows))
+        runs: dict[Row, list[Sampled]] = {}
+        first = 0
+        for item in plan.sampling:
+            if item.seq.request.id in self._loads:
+                self._loads.observe(item.seq.request.id, chosen[first])
+            count = 1 + len(item.drafts)
+            runs[item.seq] = accepted(list(islice(choices, count)), item.drafts)
+            first += count
+        return runs
 
-    def _sample_row(self, seq: Row) -> SampleRow:
-        return SampleRow(
-            seq.sampling, seq.tokens, seq.prompt_len, self._row_seed(seq), self.info.eos_token_ids
-        )
+    def _sample_rows(self, item: Scheduled) -> Iterator[SampleRow]:
+        """Its last row, and each draft's as if the drafts were part of the answer."""
+        seq, seed, ends = item.seq, self._row_seed(item.seq), self.info.eos_token_ids
+        for known in range(1 + len(item.drafts)):
+            tokens = [*seq.tokens, *item.drafts[:known]] if known else seq.tokens
+            yield SampleRow(seq.sampling, tokens, seq.prompt_len, seed, ends)
 
     def _row_seed(self, seq: Row) -> int:
         """The request's seed, another one for each further child; without one, the engine's own."""
@@ -219,7 +228,7 @@ class Engine:
 
     # ---- what others hear of
 
-    def _publish(self, sampled: dict[Row, Sampled]) -> None:
+    def _publish(self, sampled: dict[Row, list[Sampled]]) -> None:
         ended = self.scheduler.take_ended()
         canaries = [seq for seq in ended if seq.request.id in self._loads]
         for seq in canaries:
@@ -268,6 +277,8 @@ class Engine:
             prefix_hits=tables.prefix_hits,
             prefix_queries=tables.prefix_queries,
             preemptions=scheduler.preemptions,
+            drafted=scheduler.drafting.drafted,
+            accepted=scheduler.drafting.accepted,
             evictions=residency.evictions,
             evicted=residency.take_evicted(),
             loads=residency.loads,
@@ -289,6 +300,7 @@ def _limits(facts: ModelFacts, config: EngineConfig) -> Limits:
         max_model_len=facts.max_model_len,
         eos_token_ids=frozenset(facts.eos_token_ids),
         patience=config.patience,
+        speculation=config.speculation == "ngram",
     )
 
 

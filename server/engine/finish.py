@@ -1,5 +1,6 @@
 """When a sequence is done. Knows token ids only; stop strings are text, which is not known here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from weft.server.engine.sequence import Finish, Sequence
@@ -15,6 +16,16 @@ class FinishRules:
 
     eos_token_ids: frozenset[int]
     max_model_len: int
+
+    def extend(self, seq: Sequence, run: Iterable[int]) -> int:
+        """Appends the tokens of a run up to one that ends `seq`; returns how many that are."""
+        taken = 0
+        for token in run:
+            seq.tokens.append(token)
+            taken += 1
+            if self.finish_reason(seq) is not None:
+                break
+        return taken
 
     def finish_reason(self, seq: Sequence) -> Finish | None:
         """Why `seq` is done, all its tokens so far being final; None if it goes on."""

@@ -10,6 +10,7 @@ class Limits:
     num_pages: KV pages, page 0 included   page_size: tokens in a page
     max_num_seqs: sequences running at a time   max_num_batched_tokens: rows in a step
     max_model_len: positions in a sequence   patience: seconds until an adapter gets room by force
+    speculation: whether decodes may have drafts
     """
 
     num_pages: int
@@ -19,6 +20,7 @@ class Limits:
     max_model_len: int
     eos_token_ids: frozenset[int] = frozenset()
     patience: float = 1.0
+    speculation: bool = False
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1 or self.page_size < 1:

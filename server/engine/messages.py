@@ -41,6 +41,7 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     patience: float = 1.0
     loader_memory: int | None = None
     loader_timeout: int = 600
+    speculation: str = "off"
 
 
 class Sampling(Message, frozen=True, kw_only=True):
@@ -288,6 +289,8 @@ class Stats(Message, frozen=True, kw_only=True):
     prefix_hits: int
     prefix_queries: int
     preemptions: int
+    drafted: int
+    accepted: int
     evictions: int
     evicted: tuple[str, ...] = ()
     loads: int

@@ -1,6 +1,7 @@
 """Turns what a step sampled and ended into events, one per sequence and step. Knows no tensors."""
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
 
 from weft.server.engine.messages import Event, TokenLogprobs, Tokens
 from weft.server.engine.sampling import Sampled
@@ -27,24 +28,25 @@ class Outbox:
         """Notes the log-probabilities of prompt tokens `position`, `position + 1`, …"""
         self._prompts.setdefault(seq, {}).update(enumerate(found, position))
 
-    def publish(self, sampled: Mapping[Sequence, Sampled], ended: Iterable[Sequence]) -> None:
+    def publish(
+        self, sampled: Mapping[Sequence, Items[Sampled]], ended: Iterable[Sequence]
+    ) -> None:
         """Adds the events of a step: new tokens, and the end of each sequence that ended."""
-        for seq, choice in sampled.items():
-            if choice.error is None:
-                self._events.append(self._tokens(seq, choice))
+        for seq, run in sampled.items():
+            if run:
+                self._events.append(self._tokens(seq, run))
         for seq in ended:
-            last = sampled.get(seq)
-            if last is None or last.error is not None:
-                self._events.append(self._tokens(seq, None))
+            if not sampled.get(seq):
+                self._events.append(self._tokens(seq, ()))
             self._prompts.pop(seq, None)
 
-    def _tokens(self, seq: Sequence, choice: Sampled | None) -> Tokens:
+    def _tokens(self, seq: Sequence, run: Items[Sampled]) -> Tokens:
         finish = seq.finish
         return Tokens(
             id=seq.request.id,
             index=seq.index,
-            tokens=() if choice is None else (choice.token,),
-            logprobs=(choice.logprobs,) if choice and choice.logprobs else (),
+            tokens=tuple(choice.token for choice in run),
+            logprobs=tuple(choice.logprobs for choice in run if choice.logprobs),
             prompt_logprobs=self._take_prompt(seq),
             cached_tokens=seq.cached_tokens,
             queue_seconds=seq.queue_seconds,

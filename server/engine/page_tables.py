@@ -135,6 +135,19 @@ class PageTables:
             seq.pages += pool.take(1)
         return True
 
+    def stretch(self, seq: Sequence, positions: int) -> int:
+        """Makes room behind the newest position, for as many of these as there are spare pages for.
+
+        As in `admit`, a page stays available for each running sequence. What is not used is there
+        for later positions.
+        """
+        partition = self._places[seq]
+        missing = self._pages_for(seq.length + positions) - len(seq.pages)
+        spare = partition.pool.available - partition.running
+        if missing > 0 and spare > 0:
+            seq.pages += partition.pool.take(min(missing, spare))
+        return min(positions, len(seq.pages) * self.page_size - seq.length)
+
     def release(self, seq: Sequence) -> None:
         """Takes all pages back; what was published can be found until it is overwritten."""
         partition = self._places.pop(seq)
@@ -182,6 +195,9 @@ class PageTables:
             "pages: referenced by exactly the live sequences": owned == self.referenced,
             "pages: cover what is computed": all(
                 seq.computed <= len(seq.pages) * self.page_size for seq in live
+            ),
+            "pages: nothing is shared before it is computed": all(
+                seq.published * self.page_size <= seq.computed < seq.length for seq in self._places
             ),
             "pages: each sequence in its tenant's": all(
                 self._of(seq.tenant) is partition for seq, partition in self._places.items()

@@ -68,6 +68,20 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     ]
 
 
+def accepted(choices: Sequence[Sampled], drafts: Sequence[int]) -> list[Sampled]:
+    """Of a row's choice and those of its drafts' rows the ones that stand: the first always.
+
+    A later one only if all drafts before it are what was chosen there. So it was made after the
+    same tokens, and with the same random number, as without drafts.
+    """
+    run = [choices[0]]
+    for draft, choice in zip(drafts, choices[1:], strict=True):
+        if run[-1].token != draft or run[0].error or choice.error:
+            break
+        run.append(choice)
+    return run
+
+
 _NOT_FINITE = "the model's logits are not finite"
 
 

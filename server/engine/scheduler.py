@@ -7,10 +7,12 @@ it owns and need not compute (page_tables), when it is done (finish). Knows no t
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
 from operator import attrgetter
 
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.claims import Claims
+from weft.server.engine.drafting import Drafting
 from weft.server.engine.fairness import FairQueue
 from weft.server.engine.finish import FinishRules
 from weft.server.engine.gate import AdapterGate
@@ -42,6 +44,7 @@ class Scheduler:
         """Without a `prefix_root` sequences share no pages. `clock`: seconds, monotonic."""
         self.limits = limits
         self.tables = PageTables(limits.num_pages, limits.page_size, prefix_root)
+        self.drafting = Drafting(limits, self.tables, clock)
         self.preemptions = 0
         self._finish = FinishRules(limits.eos_token_ids, limits.max_model_len)
         self._clock = clock
@@ -145,17 +148,20 @@ class Scheduler:
         """
         self._settle_adapters()
         self._let_claimants_in()
-        rows = self._decodes()
-        rows += self._prefills(self.limits.max_num_batched_tokens - len(rows))
+        decodes = self._decodes()
+        prefills = self._prefills(self.limits.max_num_batched_tokens - len(decodes))
+        rows = prefills + self.drafting.extend(decodes, alone=not prefills)
         return StepPlan(tuple(sorted(rows, key=attrgetter("order"))))
 
-    def commit(self, plan: StepPlan, tokens: Iterable[int]) -> None:
-        """Records a step: `tokens` holds the next token of each of `plan.sampling`, in order."""
-        sampled = iter(tokens)
-        for item in plan.items:
-            token = next(sampled) if item.samples else None
-            if item.seq.status is Status.RUNNING:  # else it ended while the step ran
-                self._advance(item, token)
+    def commit(self, plan: StepPlan, runs: Items[Items[int]]) -> list[int]:
+        """Records a step: `runs` holds the next tokens of each of `plan.sampling`, in order.
+
+        Returns how many of these belong to the answer: none behind its end.
+        """
+        self.drafting.observe(plan, runs)
+        sampled = iter(runs)
+        counts = [self._advance(i, next(sampled) if i.samples else ()) for i in plan.items]
+        return [n for n, item in zip(counts, plan.items, strict=True) if item.samples]
 
     def _settle_adapters(self) -> None:
         passage = self._gate.poll()
@@ -220,19 +226,22 @@ class Scheduler:
         samples = stop == seq.length and seq.sampling.max_tokens > 0
         return Scheduled(seq, seq.computed, count, samples, copies=seq.uncopied)
 
-    def _advance(self, item: Scheduled, token: int | None) -> None:
+    def _advance(self, item: Scheduled, run: Items[int]) -> int:
         seq = item.seq
-        seq.computed = item.stop
+        if seq.status is not Status.RUNNING:  # it ended while the step ran
+            return 0
+        count = self._finish.extend(seq, run)
+        # What lies behind is of drafts that were wrong, and is computed again.
+        computed = item.stop - len(item.drafts) + max(count - 1, 0)
+        self._queue.charge(seq, computed)
+        seq.computed = computed
         seq.uncopied = 0
         self.tables.publish(seq)
         if item.start < seq.lead + seq.prompt_len <= seq.computed:
             self._start(s for s in self._requests[seq.request.id] if s.status is Status.HELD)
-        if token is not None:
-            seq.tokens.append(token)
-        if token is not None or not seq.remaining:
-            finish = self._finish.finish_reason(seq)
-            if finish is not None:
-                self._end(seq, finish)
+        if (count or not seq.remaining) and (finish := self._finish.finish_reason(seq)):
+            self._end(seq, finish)
+        return count
 
     # ---- from one status to another
 

@@ -8,6 +8,7 @@ from weft.adapters.blend import Blend
 from weft.adapters.pool import SlotRef
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import PLAIN, Traits, last_occurrence
+from weft.server.engine.history import History
 from weft.server.engine.messages import Generate, Sampling
 from weft.server.engine.pages import Content
 
@@ -54,6 +55,7 @@ class Sequence:
     arrival: position in the order of all arrivals; decides who waits and who is preempted
     cached_tokens: prompt tokens that the prefix cache spared at first admission
     keeps_until: generated tokens before which it does not give way to other tenants again
+    history: where its drafts come from, once any were looked for
     arrived: when it came, by the scheduler's clock   queue_seconds: until it ran for the first time
     """
 
@@ -77,6 +79,7 @@ class Sequence:
     charged: int = 0  # tokens that its tenant has paid for; recomputing them is free
     contents: list[Content] = field(default_factory=list)  # of its leading full pages, if known
     published: int = 0  # leading pages known to the prefix cache
+    history: History | None = None
 
     @property
     def tenant(self) -> TenantContext:

@@ -1,6 +1,6 @@
 """What one step computes: rows of sequences, sorted by adapter slots. Knows no tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weft.server.engine.sequence import Sequence, Share
 
@@ -11,6 +11,7 @@ class Scheduled:
 
     samples: the last row's logits choose the sequence's next token
     copies: so many positions before `start` get their KV from the adapter's prefix first
+    drafts: what the last rows are if the sequence goes on so; each one's logits choose a token too
     """
 
     seq: Sequence
@@ -18,6 +19,12 @@ class Scheduled:
     count: int
     samples: bool
     copies: int = 0
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def plain(self) -> "Scheduled":
+        """The same without drafts."""
+        return replace(self, count=self.count - len(self.drafts), drafts=())
 
     @property
     def stop(self) -> int:

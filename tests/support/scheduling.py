@@ -88,6 +88,7 @@ class World:
         *,
         root: PrefixRoot | None = ROOT,
         next_token: Callable[[Sequence], int] = never_eos,
+        step_seconds: Callable[[StepPlan], float] = lambda plan: 0.0,
     ) -> None:
         self.clock = Clock()
         self.residency = residency or FakeResidency(0, 0, {})
@@ -97,6 +98,7 @@ class World:
         self.cached: dict[tuple[str, int], int] = {}
         self.trace: list[tuple[tuple[str, int, int, int], ...]] = []
         self._next_token = next_token
+        self._step_seconds = step_seconds
         self._cells: dict[tuple[int, int], int] = {}
         self._prefixes: dict[Sequence, list[int]] = {}
 
@@ -107,7 +109,13 @@ class World:
         plan = self.scheduler.plan()
         self._check_plan(plan)
         self._compute(plan)
-        self.scheduler.commit(plan, [self._next_token(item.seq) for item in plan.sampling])
+        self.clock.now += self._step_seconds(plan)
+        runs = [self._sample(item) for item in plan.sampling]
+        generated = [item.seq.generated for item in plan.sampling]
+        taken = self.scheduler.commit(plan, runs)
+        for item, run, before, count in zip(plan.sampling, runs, generated, taken, strict=True):
+            assert item.seq.generated == before + count
+            assert item.seq.tokens[item.seq.prompt_len + before :] == run[:count]
         self.trace.append(
             tuple((i.seq.request.id, i.seq.index, i.start, i.count) for i in plan.items)
         )
@@ -164,7 +172,11 @@ class World:
             seq = item.seq
             assert item.count > 0
             assert item.start == seq.computed
-            assert item.samples == (item.stop == seq.length and seq.sampling.max_tokens > 0)
+            known = item.stop - len(item.drafts)
+            assert item.samples == (known == seq.length and seq.sampling.max_tokens > 0)
+            assert not item.drafts or (item.samples and known - item.start == 1)
+            assert item.stop < config.max_model_len or not item.drafts
+            assert seq.generated + len(item.drafts) < max(seq.sampling.max_tokens, 1)
             assert item.start >= seq.traits.prefix
             used = [(self.residency.computes(s.ref), s.weight) for s in seq.shares]
             assert sorted(used, key=str) == sorted(seq.blend, key=str)
@@ -174,6 +186,18 @@ class World:
                 slot == -1 for slot, of_base in zip(item.slots, base, strict=True) if of_base
             )
 
+    def _sample(self, item: Scheduled) -> list[int]:
+        """What the model answers to the item's last row, and to those of drafts that are right."""
+        tokens = item.seq.tokens
+        run = [self._next_token(item.seq)]
+        for draft in item.drafts:
+            if run[-1] != draft:
+                break
+            tokens.append(draft)
+            run.append(self._next_token(item.seq))
+        del tokens[len(tokens) - len(run) + 1 :]
+        return run
+
     def _compute(self, plan: StepPlan) -> None:
         for item in plan.items:
             self._write(item)
@@ -181,12 +205,12 @@ class World:
             self._read(item)
 
     def _write(self, item: Scheduled) -> None:
-        prefix = self._prefix(item.seq)
+        prefix = self._prefix(item.seq, item.drafts)
         for position in range(item.start - item.copies, item.stop):
             self._cells[self._cell(item.seq, position)] = prefix[position]
 
     def _read(self, item: Scheduled) -> None:
-        prefix = self._prefix(item.seq)
+        prefix = self._prefix(item.seq, item.drafts)
         for position in range(item.start + item.count):
             assert self._cells[self._cell(item.seq, position)] == prefix[position]
 
@@ -195,14 +219,15 @@ class World:
         assert seq.pages[page] > 0
         return seq.pages[page], offset
 
-    def _prefix(self, seq: Sequence) -> list[int]:
+    def _prefix(self, seq: Sequence, drafts: tuple[int, ...]) -> list[int]:
         """For each position: a digest of all that its KV depends on."""
         prefix = self._prefixes.setdefault(seq, [])
-        identities = [*range(-seq.lead, 0), *seq.tokens]
+        identities = [*range(-seq.lead, 0), *seq.tokens, *drafts]
         for position in range(len(prefix), len(identities)):
             before = prefix[-1] if prefix else hash(seq.tenant.id)
             blend = seq.blend if position >= seq.base_until else ()
             prefix.append(hash((before, identities[position], blend)))
+        self._prefixes[seq] = prefix[: seq.length]
         return prefix
 
     def _check_rest(self) -> None:

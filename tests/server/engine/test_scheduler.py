@@ -419,7 +419,7 @@ def test_what_ends_while_its_step_runs_takes_no_token() -> None:
         world.scheduler.add(request(name, max_tokens=2))
     plan = world.scheduler.plan()
     world.scheduler.abort("a")
-    world.scheduler.commit(plan, [7, 8])
+    world.scheduler.commit(plan, [[7], [8]])
     world.settle()
     assert world.ended == {("a", 0): Finish("abort")}
     assert world.tokens["a", 0] == []

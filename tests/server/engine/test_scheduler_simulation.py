@@ -42,10 +42,12 @@ class Asked:
     index: int
     seed: int
     max_model_len: int
+    period: int
 
     def token(self, length: int) -> int:
         """The model's answer to this child's first `length` tokens: its own, whatever else runs."""
-        number = crc32(f"{self.seed} {self.request.id} {self.index} {length}".encode())
+        place = length % self.period
+        number = crc32(f"{self.seed} {self.request.id} {self.index} {place}".encode())
         return EOS if number % 10 == 0 else 1 + number // 10 % 7
 
     def answer(self) -> tuple[str, list[int]]:
@@ -82,9 +84,16 @@ class Simulation:
             max_num_seqs=random.choice([1, 3, 8, 16]),
             max_num_batched_tokens=random.choice([16, 17, 64]),
             max_model_len=random.choice([60, 300]),
+            speculation=seed % 3 == 0,
         )
         root = ROOT if seed % 4 else None
-        self.world = World(config, residency, root=root, next_token=self._next_token)
+        self.world = World(
+            config,
+            residency,
+            root=root,
+            next_token=self._next_token,
+            step_seconds=lambda plan: 0.01 + 1e-5 * plan.rows,
+        )
         self.asked: dict[tuple[str, int], Asked] = {}
 
     def run(self) -> World:
@@ -129,8 +138,9 @@ class Simulation:
             weights = random.choices([1.0, 1.0, 0.5], k=2)
             asked = structs.replace(asked, blend=tuple(map(Part, digests, weights)))
         max_model_len = self.world.scheduler.limits.max_model_len
+        period = random.choice([1000, 2, 5, 9])  # so that some answers repeat themselves
         for index in range(asked.n):
-            self.asked[name, index] = Asked(asked, index, self.seed, max_model_len)
+            self.asked[name, index] = Asked(asked, index, self.seed, max_model_len, period)
         self.world.scheduler.add(asked)
 
     def _abort(self) -> None:
@@ -199,6 +209,8 @@ def test_the_lives_are_hard_enough() -> None:
     assert sum(world.scheduler.preemptions for world in worlds) > 200
     assert sum(world.residency.pool.evictions for world in worlds) > 500
     assert sum(world.scheduler.tables.prefix_hits for world in worlds) > 5000
+    drafting = [world.scheduler.drafting for world in worlds]
+    assert sum(d.drafted for d in drafting) - 200 > sum(d.accepted for d in drafting) > 200
     reasons = {(f.reason, f.error) for world in worlds for f in world.ended.values()}
     assert reasons == {
         ("stop", None),
