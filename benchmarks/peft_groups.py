@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +31,23 @@ class PeftServer:
 
     def run(self, jobs: list[Job], new_tokens: int) -> float:
         """Answers all jobs with `new_tokens` greedy tokens each; returns the seconds it took."""
-        groups: dict[int | None, list[tuple[int, ...]]] = defaultdict(list)
-        for job in jobs:
-            groups[job.adapter].append(job.prompt)
         start = time.perf_counter()
-        for adapter, prompts in groups.items():
-            self._group(adapter, torch.tensor(prompts), new_tokens)
+        self.answers(jobs, new_tokens)
         return time.perf_counter() - start
 
+    def answers(self, jobs: Sequence[Job], new_tokens: int) -> list[tuple[int, ...]]:
+        """The `new_tokens` greedy tokens of each job."""
+        groups: dict[int | None, list[int]] = defaultdict(list)
+        for place, job in enumerate(jobs):
+            groups[job.adapter].append(place)
+        answers: dict[int, list[int]] = {}
+        for adapter, places in groups.items():
+            prompts = torch.tensor([jobs[place].prompt for place in places])
+            answers |= zip(places, self._group(adapter, prompts, new_tokens).tolist(), strict=True)
+        return [tuple(answers[place]) for place in range(len(jobs))]
+
     @torch.inference_mode()
-    def _group(self, adapter: int | None, ids: torch.Tensor, new_tokens: int) -> None:
+    def _group(self, adapter: int | None, ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0
         )
@@ -50,7 +58,8 @@ class PeftServer:
         }
         if adapter is None:
             with self._model.disable_adapter():
-                self._model.generate(**arguments)
+                output = self._model.generate(**arguments)
         else:
             self._model.set_adapter(str(adapter))
-            self._model.generate(**arguments)
+            output = self._model.generate(**arguments)
+        return output[:, ids.shape[1] :]

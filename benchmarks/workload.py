@@ -75,6 +75,12 @@ def adapter_bytes(base: Base, rank: int, bytes_each: int) -> int:
     )
 
 
+def head_bytes(base: Base) -> int:
+    """What the output head takes, 2 bytes a value."""
+    config = AutoConfig.from_pretrained(base.folder)
+    return 2 * int(config.vocab_size) * int(config.hidden_size)
+
+
 def prompts(base: Base, count: int, length: int) -> list[tuple[int, ...]]:
     """`count` different prompts of `length` random token ids."""
     vocabulary = AutoConfig.from_pretrained(base.folder).vocab_size
