@@ -1,10 +1,14 @@
 """What the machine offers, and what follows from it: device, dtype, threads, free memory."""
 
+import contextlib
+import math
+import mmap
 import os
 import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from weft.server.engine.checks import ModelUnsupported
 
@@ -63,6 +67,18 @@ def require_free(option: str, wanted: int, device: torch.device) -> None:
             f"{option} asks for {wanted / GIB:.2f} GiB, but only {free / GIB:.2f} GiB are free on "
             f"{device}: lower it"
         )
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU the kernel gives the memory when it is first used, in large pages."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not nbytes:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _cpu_has_bf16() -> bool:

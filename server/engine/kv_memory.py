@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from weft.server.engine import hardware
 from weft.server.engine.attention import AttentionStep, PagedLayer, set_backend
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.hardware import GIB
@@ -42,7 +43,7 @@ class KVLayout:
         for layer in self.spec.layers:
             shape = (pages, self.page_size, layer.kv_heads)
             pools = (
-                torch.zeros(*shape, dim, dtype=self.dtype, device=self.device)
+                hardware.zeros((*shape, dim), self.dtype, self.device)
                 for dim in (layer.k_dim, layer.v_dim)
             )
             set_backend(layer.module, PagedLayer(step, *pools))

@@ -163,6 +163,8 @@ def _assemble(
     wanted: EngineConfig, source: _Source, model: PreTrainedModel, progress: Progress
 ) -> ModelHost:
     """Wraps the loaded model, tests it, and takes the memory for adapters and the KV cache."""
+    weight_bytes = quantization.weight_bytes(model)
+    pack_linears(model)
     use_paged_attention(model)
     spec = KVSpec.discover(model)
     layout = KVLayout(spec, wanted.page_size, source.dtype, source.device)
@@ -177,8 +179,6 @@ def _assemble(
     progress("self-test", 0, 2)
     reference = Reference.of(model, test)
     progress("self-test", 1, 2)
-    weight_bytes = quantization.weight_bytes(model)
-    pack_linears(model)
     base = BaseModules.of(model, spec.refused, spec.shapes)
     with _memory("the adapters: lower --adapter-memory"):
         values = _arena(wanted, source)

@@ -1,5 +1,8 @@
 """Device, dtype and threads."""
 
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -49,3 +52,18 @@ def test_small_models_stay_in_float32_on_a_cpu(
 def test_threads_and_memory_are_sensible() -> None:
     assert hardware.default_threads() >= 1
     assert hardware.free_memory(CPU) > 0
+
+
+def test_zeros_take_no_memory_before_they_are_used() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident()
+    values = hardware.zeros((1 << 10, 1 << 18), torch.bfloat16, CPU)
+    assert values.shape == (1 << 10, 1 << 18)
+    assert values.dtype == torch.bfloat16
+    assert resident() - before < 64 << 20
+    assert not values[::100, ::1000].any()
+    values[5, 7] = 2
+    assert values[5, 7] == 2
+    assert hardware.zeros((0, 3), torch.float32, CPU).shape == (0, 3)
