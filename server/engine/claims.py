@@ -4,8 +4,8 @@ What a sequence takes of the engine is its place among those that run or its pag
 larger part of all there are (as in dominant resource fairness; Ghodsi et al., NSDI 2011). A tenant
 may take from one that holds more, as long as it then holds no more than is left to the other, both
 over their weights. So each taking makes them more equal, nobody takes back at once what was taken
-from it, and a tenant's only sequence stays. Tokens count first: only who has been given a page of
-them less than the other may take, for about that much may have to be computed again.
+from it, and a tenant's only sequence stays. Tokens count first: nobody takes from a tenant that has
+been given less.
 """
 
 from collections import defaultdict
@@ -97,8 +97,7 @@ class Claims:
     ) -> Sequence | None:
         """The latest arrival of the tenant that holds most, where it may go for the claimant."""
         tenant, crowd_of = claimant.tenant, self._tables.crowd_of
-        served = self._served(tenant) + self._tables.page_size / tenant.weight
-        crowd = crowd_of(claimant)
+        served, crowd = self._served(tenant), crowd_of(claimant)
         found: Sequence | None = None
         for other, seqs in self._by_tenant.items():
             if other == tenant.id or (found and held[other] <= held[found.tenant.id]):
