@@ -29,6 +29,7 @@ from weft.adapters.tenancy import TenantContext
 from weft.adapters.version import NAME, Entry, Version
 
 DAMAGED = "its stored files are damaged"
+_VERSION = tuple(field.name for field in fields(Version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,15 @@ class Registry:
             keys = [(ctx.id, name) for name in names.page(ctx, after, limit)]
             return tuple(self._adapter(key, names[key]) for key in keys)
 
+    def current(
+        self, ctx: TenantContext, after: str = "", limit: int = 1000
+    ) -> tuple[Version, ...]:
+        """What at most `limit` names in order point to, of those that come after `after`."""
+        with self._lock:
+            names, told = self._directory.names, self._directory.told
+            entries = (names[ctx.id, name] for name in names.page(ctx, after, limit))
+            return tuple(told(entry.versions[entry.current]) for entry in entries)
+
     def versions(self, ctx: TenantContext, name: str) -> tuple[Version, ...]:
         """All versions of a name, the oldest first; none of an unknown name."""
         with self._lock:
@@ -306,7 +316,7 @@ class Registry:
     def _adapter(self, key: Key, entry: Entry) -> Adapter:
         current = self._directory.told(entry.versions[entry.current])
         return Adapter(
-            **{field.name: getattr(current, field.name) for field in fields(Version)},
+            **{name: getattr(current, name) for name in _VERSION},
             pinned=entry.pinned,
             versions=len(entry.versions),
             leases=self._custody.leases(key),

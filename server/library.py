@@ -6,7 +6,7 @@ Knows no HTTP; what a client may do is decided before.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,11 +24,12 @@ from weft.adapters.retention import Retention
 from weft.adapters.store import Source
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.version import NAME, Version
+from weft.server.adapter_series import AdapterLabel
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.engine.messages import LoadReport
 from weft.server.errors import invalid
 from weft.server.holdings import Addition, Holdings
-from weft.server.metrics import AdapterLabel, Metrics
+from weft.server.metrics import Metrics
 from weft.server.policy import NO_QUOTAS, Quotas
 from weft.server.tenants import Tenants
 
@@ -37,6 +38,7 @@ _WORKERS = 2
 _KEEP_ALL = Retention(count=2**31)
 P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V", bound=Version)
 
 
 @dataclass(frozen=True)
@@ -81,20 +83,17 @@ class Library:
 
     def announce(self, tenant: TenantContext) -> None:
         """Makes the series of the adapters that a tenant has already."""
-        for adapter in self.all(tenant):
+        for adapter in self.current(tenant):
             self._metrics.register(AdapterLabel(tenant.id, adapter.name), adapter.digest)
 
     def retire(self, tenant: TenantContext) -> None:
         """The tenant is gone: there are no series of its adapters any more, which stay stored."""
-        for adapter in self.all(tenant):
+        for adapter in self.current(tenant):
             self._metrics.forget(AdapterLabel(tenant.id, adapter.name))
 
-    def all(self, tenant: TenantContext) -> Iterator[Adapter]:
-        """All of a tenant's adapters, by name."""
-        after = ""
-        while page := self._registry.list(tenant, after):
-            yield from page
-            after = page[-1].name
+    def current(self, tenant: TenantContext) -> Iterator[Version]:
+        """The versions that a tenant's names point to, by name."""
+        return _pages(partial(self._registry.current, tenant))
 
     def loading(self, tenant: TenantContext, name: str) -> bool:
         """Whether a new version is on its way."""
@@ -200,7 +199,7 @@ class Library:
     async def prune_all(self) -> None:
         """Does that for all names of all tenants."""
         for tenant in self._tenants.contexts:
-            for adapter in self.all(tenant):
+            for adapter in self.current(tenant):
                 await self.prune(tenant, adapter.name)
 
     async def pin(
@@ -247,7 +246,7 @@ class Library:
     def _holdings(self, tenant: TenantContext) -> Holdings:
         if self._quotas(tenant) == NO_QUOTAS:
             return Holdings((), {})
-        adapters = tuple(self.all(tenant))
+        adapters = tuple(_pages(partial(self._registry.list, tenant)))
         versions = (v for a in adapters for v in self._registry.versions(tenant, a.name))
         return Holdings(adapters, {version.digest: version.bytes for version in versions})
 
@@ -288,3 +287,11 @@ class Library:
             for digest in digests:
                 if not self._registry.stored(digest):
                     await self._engine.unload(digest)
+
+
+def _pages(page: Callable[[str], Sequence[V]]) -> Iterator[V]:
+    """What all pages hold; page: of the names that come after one"""
+    after = ""
+    while found := page(after):
+        yield from found
+        after = found[-1].name

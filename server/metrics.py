@@ -4,9 +4,7 @@ Names that routers already read are vLLM's; the rest begin with `weft_`.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import generate_latest
@@ -14,38 +12,16 @@ from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     Metric,
-    SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
 
+from weft.server.adapter_series import AdapterCounts, AdapterLabel, AdapterSeries
 from weft.server.engine.messages import AdapterState, Stats
+from weft.server.exposition import Family, exposition
 
 _TTFT = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 20.0, 40.0)
 _ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
 _E2E = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
-_TIERS = ("device", "host", "disk")
-
-
-class AdapterLabel(NamedTuple):
-    """The registered adapter that a series is about."""
-
-    tenant: str
-    adapter: str
-
-
-@dataclass
-class AdapterCounts:
-    """What is counted for one registered adapter since the server started."""
-
-    digest: str
-    requests: int = 0
-    hits: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    first_tokens: int = 0
-    first_token_seconds: float = 0.0
-    queue_seconds: float = 0.0
-    load_seconds: float = 0.0
 
 
 class Metrics:
@@ -63,8 +39,6 @@ class Metrics:
         evictions: Callable[[], Mapping[str, int]],
     ) -> None:
         self.model_name = model_name
-        self.slots = slots
-        self.evictions = evictions
         self.stats = stats
         self.adapters: dict[AdapterLabel, AdapterCounts] = {}
         self._latest: Stats | None = None
@@ -91,7 +65,9 @@ class Metrics:
             registry=self._registry,
         )
         self._registry.register(_EngineCollector(self))
-        self._registry.register(_AdapterCollector(self))
+        self._series: list[Callable[[], Iterable[Family]]] = [
+            AdapterSeries(self.adapters, self.states, slots, evictions).families
+        ]
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         family = Histogram(name, text, ("model_name",), buckets=buckets, registry=self._registry)
@@ -104,9 +80,14 @@ class Metrics:
         """Takes in the series of another part of the server."""
         self._registry.register(collector)
 
+    def add_series(self, families: Callable[[], Iterable[Family]]) -> None:
+        """The same, where there are as many as adapters."""
+        self._series.append(families)
+
     def render(self) -> bytes:
         """Prometheus' text format."""
-        return generate_latest(self._registry)
+        many = (family for families in self._series for family in families())
+        return generate_latest(self._registry) + exposition(many)
 
     def answered(self, route: str, method: str, status: int) -> None:
         """Counts an answer; `route` is a template, never a path."""
@@ -214,8 +195,6 @@ class _EngineCollector(Collector):
             "vllm:prefix_cache_queries": ("Prompt tokens looked up.", stats.prefix_queries),
             "vllm:prefix_cache_hits": ("Prompt tokens found.", stats.prefix_hits),
             "vllm:num_preemptions": ("Sequences put back for want of pages.", stats.preemptions),
-            "vllm:spec_decode_num_draft_tokens": ("Drafts that were checked.", stats.drafted),
-            "vllm:spec_decode_num_accepted_tokens": ("Those that were right.", stats.accepted),
             "weft_steps": ("Forward passes.", stats.steps),
             "weft_adapter_loads": ("Adapters read and lowered.", stats.loads),
             "weft_adapter_loading_seconds": ("Time spent so.", stats.load_seconds),
@@ -230,86 +209,3 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(name, text, labels=["model_name"])
             counter.add_metric(label, value)
             yield counter
-
-
-class _AdapterCollector(Collector):
-    """One set of series for each registered adapter; others may be registered meanwhile."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._counted()
-        states = self._metrics.states()
-        known = [
-            (label, states[counts.digest])
-            for label, counts in list(self._metrics.adapters.items())
-            if counts.digest in states
-        ]
-        yield from self._placed(known)
-        yield self._info(known)
-
-    def _counted(self) -> Iterator[Metric]:
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {
-            "requests": CounterMetricFamily("weft_adapter_requests", "Requests.", labels=_LABELS),
-            "hits": CounterMetricFamily(
-                "weft_adapter_hits", "Requests that found it on the device.", labels=_LABELS
-            ),
-            "prompt_tokens": CounterMetricFamily(
-                "weft_adapter_prompt_tokens", "Prompt tokens.", labels=_LABELS
-            ),
-            "generation_tokens": CounterMetricFamily(
-                "weft_adapter_generation_tokens", "Generated tokens.", labels=_LABELS
-            ),
-            "load_seconds": GaugeMetricFamily(
-                "weft_adapter_load_seconds", "Duration of its last load.", labels=_LABELS
-            ),
-        }
-        first = SummaryMetricFamily(
-            "weft_adapter_time_to_first_token_seconds", "Arrival to first token.", labels=_LABELS
-        )
-        queue = SummaryMetricFamily(
-            "weft_adapter_queue_seconds",
-            "Arrival to the first step, the wait for the adapter itself included.",
-            labels=_LABELS,
-        )
-        evictions = CounterMetricFamily(
-            "weft_adapter_evictions",
-            "Times that its current version left the device for others.",
-            labels=_LABELS,
-        )
-        evicted = self._metrics.evictions()
-        for label, counts in list(self._metrics.adapters.items()):
-            for name, family in families.items():
-                family.add_metric(label, getattr(counts, name))
-            first.add_metric(label, counts.first_tokens, counts.first_token_seconds)
-            queue.add_metric(label, counts.requests, counts.queue_seconds)
-            evictions.add_metric(label, evicted.get(counts.digest, 0))
-        yield from (*families.values(), first, queue, evictions)
-
-    def _placed(self, known: list[tuple[AdapterLabel, AdapterState]]) -> Iterator[Metric]:
-        tier = GaugeMetricFamily(
-            "weft_adapter_tier", "1 for where it is now.", labels=[*_LABELS, "tier"]
-        )
-        size = GaugeMetricFamily("weft_adapter_bytes", "Bytes that it takes there.", labels=_LABELS)
-        refs = GaugeMetricFamily("weft_adapter_refs", "Running sequences.", labels=_LABELS)
-        for label, state in known:
-            for name in _TIERS:
-                tier.add_metric([*label, name], float(state.tier == name))
-            size.add_metric(label, state.bytes)
-            refs.add_metric(label, state.refs)
-        yield from (tier, size, refs)
-
-    def _info(self, known: list[tuple[AdapterLabel, AdapterState]]) -> Metric:
-        """vLLM's gauge for routers that prefer a server where the adapter is at work already."""
-        running = sorted({label.adapter for label, state in known if state.refs})
-        info = GaugeMetricFamily(
-            "vllm:lora_requests_info",
-            "Adapters with running requests.",
-            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
-        )
-        info.add_metric([str(self._metrics.slots()), ",".join(running), ""], time.time())
-        return info
-
-
-_LABELS = AdapterLabel._fields

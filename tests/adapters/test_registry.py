@@ -136,6 +136,14 @@ def test_listing_is_ordered_and_paged(state: State, registry: Registry) -> None:
     assert [adapter.name for adapter in registry.list(MINE)] == ["n1", "n2", "n3"]
     assert [adapter.name for adapter in registry.list(MINE, limit=2)] == ["n1", "n2"]
     assert [adapter.name for adapter in registry.list(MINE, after="n2")] == ["n3"]
+    assert [version.name for version in registry.current(MINE, after="n1", limit=1)] == ["n2"]
+
+
+def test_what_names_point_to_is_their_current_version(state: State, registry: Registry) -> None:
+    state.put("a", 1)
+    second, other = state.put("a", 2), state.put("b", 3)
+    state.put("c", 4, THEIRS)
+    assert registry.current(MINE) == (second, other)
 
 
 def test_lookup_tells_what_a_list_tells(state: State, registry: Registry) -> None:
