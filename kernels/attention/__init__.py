@@ -1,11 +1,16 @@
 """Attention over a paged cache. Knows no model, layer or request."""
 
+from importlib.util import find_spec
+from types import ModuleType
+
 from torch import Tensor
 
 from weft.kernels.attention import gathered
 from weft.kernels.attention.paged import PagedBatch
 
 __all__ = ["PagedBatch", "paged_attention", "write_kv"]
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def write_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, batch: PagedBatch) -> None:
@@ -14,8 +19,7 @@ def write_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, batch: PagedB
     k: [T, kv_heads, k_dim], v: [T, kv_heads, v_dim]
     k_pool: [pages, page_size, kv_heads, k_dim], v_pool likewise; changed in place
     """
-    k_pool.flatten(0, 1).index_copy_(0, batch.slot_mapping, k)
-    v_pool.flatten(0, 1).index_copy_(0, batch.slot_mapping, v)
+    _backend(k).write_kv(k, v, k_pool, v_pool, batch)
 
 
 def paged_attention(
@@ -39,6 +43,15 @@ def paged_attention(
     Returns [T, heads, v_dim] in q's dtype. Slots that a sequence does not own are never read into
     its result, whatever they hold.
     """
-    return gathered.paged_attention(
+    result: Tensor = _backend(q).paged_attention(
         q, k_pool, v_pool, batch, scaling=scaling, window=window, softcap=softcap, sinks=sinks
     )
+    return result
+
+
+def _backend(tensor: Tensor) -> ModuleType:
+    if tensor.is_cuda and _HAS_TRITON:
+        from weft.kernels.attention import triton
+
+        return triton
+    return gathered

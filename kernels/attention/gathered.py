@@ -24,6 +24,12 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 mask that broadcasts to [N, kv_heads, R, L] to [N, kv_heads, R, v_dim]."""
 
 
+def write_kv(k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, batch: PagedBatch) -> None:
+    """See `weft.kernels.attention.write_kv`."""
+    k_pool.flatten(0, 1).index_copy_(0, batch.slot_mapping, k)
+    v_pool.flatten(0, 1).index_copy_(0, batch.slot_mapping, v)
+
+
 def paged_attention(
     q: Tensor,
     k_pool: Tensor,

@@ -1,7 +1,10 @@
 """Which cached keys each row of a step attends to. Knows no model, layer or request."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from weft.kernels.memo import Memo
@@ -15,6 +18,11 @@ class PagedBatch(Memo):
     query_starts: S + 1 row numbers; sequence s owns rows `[query_starts[s], query_starts[s + 1])`
     kv_lens:      S token counts visible after this step, this step's included
     block_tables: int32 [S, max_pages], the pages of each sequence in order, padded with any page
+
+    A GPU's decode kernels read `starts`, `lengths`, `block_tables` and `slot_mapping` when they
+    run, and of the tuples only which sequences have one query. So a captured step of decodes keeps
+    one batch, whose `lengths`, `block_tables` and `slot_mapping` are overwritten between replays;
+    the width of the tables bounds the lengths. A row of length 0 attends to nothing and gets zeros.
     """
 
     slot_mapping: Tensor
@@ -22,3 +30,17 @@ class PagedBatch(Memo):
     kv_lens: tuple[int, ...]
     block_tables: Tensor
     page_size: int
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """`query_starts` on the device, int32 [S + 1]."""
+        return self._on_device(self.query_starts)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """`kv_lens` on the device, int32 [S]."""
+        return self._on_device(self.kv_lens)
+
+    def _on_device(self, values: Sequence[int]) -> Tensor:
+        tensor = torch.tensor(values, dtype=torch.int32)
+        return tensor.to(self.block_tables.device, non_blocking=True)

@@ -13,53 +13,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from weft.kernels.block_product import block_product
 from weft.kernels.low_rank.table import ALIGNMENT_BYTES, LowRankTable
+from weft.kernels.plan import plan_of
 from weft.kernels.segments import Segments
-
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-"""Triton's interpreter multiplies bfloat16 blocks by their bits: there they are widened first."""
-
 
 MANY = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """Block sizes for segments of `least` to `most` rows.
+class LowRankPlan:
+    """Block sizes for segments of one class.
 
-    rows: of a tile   rank, inputs: of a shrinking program   outputs: of an expanding program
-    splits: how many programs at most share the inputs of a tile
+    rows: of a tile   rank, inputs: of a shrinking program   splits: programs that share the inputs
+    of a tile at most   expand_rank, outputs: of an expanding program
     """
 
-    least: int
-    most: int
     rows: int
     rank: int
     inputs: int
-    outputs: int
     splits: int
     shrink_warps: int
+    shrink_stages: int
+    expand_rank: int
+    outputs: int
     expand_warps: int
-
-
-SHORT = Blocks(
-    1, 16, rows=16, rank=16, inputs=128, outputs=64, splits=8, shrink_warps=2, expand_warps=4
-)
-LONG = Blocks(
-    17, MANY, rows=64, rank=64, inputs=64, outputs=128, splits=4, shrink_warps=8, expand_warps=8
-)
-EXACT = Blocks(
-    1, MANY, rows=16, rank=16, inputs=64, outputs=128, splits=8, shrink_warps=4, expand_warps=4
-)
-EXPAND_RANK = 16
+    expand_stages: int
 
 
 def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_add_`."""
     x = x if x.stride(-1) == 1 else x.contiguous()
-    for blocks, tiles in _launches(y, table, segments):
-        splits = min(blocks.splits, triton.cdiv(table.in_features, blocks.inputs))
-        h, rank_block = _workspace(splits, len(x), table, blocks)
+    for plan, tiles in _launches(y, table, segments):
+        splits = min(plan.splits, triton.cdiv(table.in_features, plan.inputs))
+        h, rank_block = _workspace(splits, len(x), table, plan)
         shrink[(len(tiles), h.shape[2] // rank_block, splits)](
             h,
             x,
@@ -73,21 +60,21 @@ def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments)
             h.stride(1),
             ALIGNMENT=ALIGNMENT_BYTES // table.arena.itemsize,
             SPLITS=splits,
-            BLOCK_ROWS=blocks.rows,
+            BLOCK_ROWS=plan.rows,
             BLOCK_RANK=rank_block,
-            BLOCK_INPUTS=blocks.inputs,
-            num_warps=blocks.shrink_warps,
-            num_stages=3,
+            BLOCK_INPUTS=plan.inputs,
+            num_warps=plan.shrink_warps,
+            num_stages=plan.shrink_stages,
             enable_fp_fusion=True,
         )
-        _expand(y, h, tiles, table, blocks)
+        _expand(y, h, tiles, table, plan)
 
 
 def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_embed_add_`."""
     ids = ids.contiguous()
-    for blocks, tiles in _launches(y, table, segments):
-        h, rank_block = _workspace(1, len(ids), table, blocks)
+    for plan, tiles in _launches(y, table, segments):
+        h, rank_block = _workspace(1, len(ids), table, plan)
         look_up[(len(tiles), h.shape[2] // rank_block)](
             h,
             ids,
@@ -97,16 +84,16 @@ def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: S
             table.ranks,
             table.in_features,
             h.stride(1),
-            BLOCK_ROWS=blocks.rows,
+            BLOCK_ROWS=plan.rows,
             BLOCK_RANK=rank_block,
-            num_warps=blocks.shrink_warps,
+            num_warps=plan.shrink_warps,
             enable_fp_fusion=True,
         )
-        _expand(y, h, tiles, table, blocks)
+        _expand(y, h, tiles, table, plan)
 
 
-def _expand(y: Tensor, h: Tensor, tiles: Tensor, table: LowRankTable, blocks: Blocks) -> None:
-    expand[(len(tiles), triton.cdiv(table.out_features, blocks.outputs))](
+def _expand(y: Tensor, h: Tensor, tiles: Tensor, table: LowRankTable, plan: LowRankPlan) -> None:
+    expand[(len(tiles), triton.cdiv(table.out_features, plan.outputs))](
         y,
         h,
         table.arena,
@@ -119,44 +106,57 @@ def _expand(y: Tensor, h: Tensor, tiles: Tensor, table: LowRankTable, blocks: Bl
         h.stride(1),
         ALIGNMENT=ALIGNMENT_BYTES // table.arena.itemsize,
         SPLITS=h.shape[0],
-        BLOCK_ROWS=blocks.rows,
-        BLOCK_RANK=EXPAND_RANK,
-        BLOCK_OUTPUTS=blocks.outputs,
-        num_warps=blocks.expand_warps,
-        num_stages=1,  # the loop over the rank is short: copies ahead would cost registers
+        BLOCK_ROWS=plan.rows,
+        BLOCK_RANK=plan.expand_rank,
+        BLOCK_OUTPUTS=plan.outputs,
+        num_warps=plan.expand_warps,
+        num_stages=plan.expand_stages,
         enable_fp_fusion=True,
     )
 
 
 def _launches(
     y: Tensor, table: LowRankTable, segments: Segments
-) -> Iterator[tuple[Blocks, Tensor]]:
-    """The block sizes that the step needs, each with its tiles."""
+) -> Iterator[tuple[LowRankPlan, Tensor]]:
+    """The plans that the step needs, each with its tiles."""
     if y.stride(-1) != 1:
         raise ValueError("the last dimension of y must be contiguous")
     if table.max_rank == 0:
         return
-    tensor_cores = y.dtype == table.arena.dtype and y.itemsize == 2
-    for blocks in (SHORT, LONG) if tensor_cores else (EXACT,):
-        tiles = segments.once(_tiles, blocks, y.device)
+    for plan, least, most in _classes(y, table):
+        tiles = segments.once(_tiles, least, most, plan.rows, y.device)
         if tiles is not None:
-            yield blocks, tiles
+            yield plan, tiles
 
 
-def _tiles(segments: Segments, blocks: Blocks, device: torch.device) -> Tensor | None:
+def _classes(y: Tensor, table: LowRankTable) -> Iterator[tuple[LowRankPlan, int, int]]:
+    """Plans with the row counts of their segments: one tile of a short one, or more; or any."""
+    if y.dtype != table.arena.dtype or y.itemsize != 2:
+        yield plan_of("low_rank", "exact", LowRankPlan, y.device), 1, MANY
+        return
+    short = plan_of("low_rank", "short", LowRankPlan, y.device)
+    yield short, 1, short.rows
+    yield plan_of("low_rank", "long", LowRankPlan, y.device), short.rows + 1, MANY
+
+
+def _tiles(
+    segments: Segments, least: int, most: int, rows: int, device: torch.device
+) -> Tensor | None:
     """(slot, first row, end row, expert) of each tile, int32 [tiles, 4]; None without any."""
     tiles = [
-        (segment.slot, start, min(start + blocks.rows, segment.stop), segment.expert)
+        (segment.slot, start, min(start + rows, segment.stop), segment.expert)
         for segment in segments
-        if blocks.least <= segment.stop - segment.start <= blocks.most
-        for start in range(segment.start, segment.stop, blocks.rows)
+        if least <= segment.stop - segment.start <= most
+        for start in range(segment.start, segment.stop, rows)
     ]
     return torch.tensor(tiles, dtype=torch.int32, device=device) if tiles else None
 
 
-def _workspace(splits: int, rows: int, table: LowRankTable, blocks: Blocks) -> tuple[Tensor, int]:
+def _workspace(
+    splits: int, rows: int, table: LowRankTable, plan: LowRankPlan
+) -> tuple[Tensor, int]:
     """Room for `x aᵀ`, float32 [splits, rows, ranks], and the block that its ranks are cut in."""
-    block = min(blocks.rank, max(16, triton.next_power_of_2(table.max_rank)))
+    block = min(plan.rank, max(16, triton.next_power_of_2(table.max_rank)))
     ranks = block * triton.cdiv(table.max_rank, block)
     device = table.arena.device
     return torch.empty(splits, rows, ranks, dtype=torch.float32, device=device), block
@@ -212,7 +212,7 @@ def shrink(
             mask=is_rank[None, :] & is_input[:, None],
             other=0.0,
         )
-        sums = _dot(x_block, a_block, sums)
+        sums = block_product(x_block, a_block, sums)
     tl.store(
         h + split * h_split_stride + row[:, None] * h_row_stride + r[None, :],
         sums,
@@ -296,19 +296,10 @@ def expand(
             other=0.0,
         )
         if b_block.dtype == y.dtype.element_ty:
-            sums = _dot(h_block.to(b_block.dtype), b_block, sums)
+            sums = block_product(h_block.to(b_block.dtype), b_block, sums)
         else:
-            sums = _dot(h_block, b_block, sums)
+            sums = block_product(h_block, b_block, sums)
     y_at = y + row[:, None] * y_row_stride + n[None, :]
     is_y = is_row[:, None] & is_output[None, :]
     total = tl.load(y_at, mask=is_y, other=0.0).to(tl.float32) + sums
     tl.store(y_at, total.to(y.dtype.element_ty), mask=is_y)
-
-
-@triton.jit
-def _dot(left: tl.tensor, right: tl.tensor, sums: tl.tensor) -> tl.tensor:
-    """`sums + left right`: tensor cores for two 16-bit blocks of one dtype, else exact float32."""
-    if left.dtype != right.dtype or INTERPRETED:
-        left = left.to(tl.float32)
-        right = right.to(tl.float32)
-    return tl.dot(left, right, sums, input_precision="ieee")

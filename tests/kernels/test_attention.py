@@ -1,6 +1,10 @@
-"""Paged attention and cache writes against their definition and against attention without pages."""
+"""Paged attention and cache writes against their definition and against attention without pages:
+on the CPU, on a GPU where there is one, and (in the process that test_attention_triton.py starts)
+by Triton's interpreter."""
 
+import os
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -9,10 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from weft.kernels.attention import gathered, paged_attention, reference, write_kv
+from weft.kernels.attention import gathered, reference
+from weft.kernels.plan import PlanTable, generation, using
 from weft.kernels.testing import PagedProblem, assert_close, paged_problem
 
-DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from weft.kernels.attention import triton as verbs
+
+    DEVICES = TRITON = pytest.mark.parametrize("device", ["cpu"])
+else:
+    from weft.kernels import attention as verbs
+
+    DEVICES = pytest.mark.parametrize("device", ["cpu", GPU])
+    TRITON = pytest.mark.parametrize("device", [GPU])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 problems = st.builds(
@@ -61,7 +75,7 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    return paged_attention(
+    result: Tensor = verbs.paged_attention(
         p.q,
         p.k_pool,
         p.v_pool,
@@ -71,10 +85,25 @@ def attention(
         softcap=softcap,
         sinks=sinks,
     )
+    return result
+
+
+def many_parts() -> PlanTable:
+    """A plan by which short sequences are cut into up to four parts."""
+    table = generation(90)
+    decode = {
+        problem: {**sizes, "keys": 16, "split_keys": 16, "splits": 4}
+        for problem, sizes in table.plans["attention_decode"].items()
+    }
+    return PlanTable("many parts", None, {**table.plans, "attention_decode": decode})
+
+
+PLANS = {"shipped": generation(90), "many parts": many_parts()}
 
 
 @DEVICES
 @given(
+    plan=st.sampled_from(sorted(PLANS)),
     arguments=problems,
     window=st.sampled_from([None, None, 1, 5, 33]),
     softcap=st.sampled_from([None, None, 2.0]),
@@ -82,6 +111,7 @@ def attention(
 )
 def test_attention_is_its_definition_and_what_a_model_computes(
     device: str,
+    plan: str,
     arguments: dict[str, Any],
     window: int | None,
     softcap: float | None,
@@ -101,7 +131,8 @@ def test_attention_is_its_definition_and_what_a_model_computes(
         sinks=sinks,
     )
     assert_close(defined, expected, p.q.dtype)
-    assert_close(attention(p, 0.3, window, softcap, sinks), expected, p.q.dtype)
+    with using(PLANS[plan]):
+        assert_close(attention(p, 0.3, window, softcap, sinks), expected, p.q.dtype)
 
 
 @DEVICES
@@ -155,10 +186,87 @@ def test_write_kv_touches_only_the_rows_places(device: str) -> None:
     before = p.k_pool.clone()
     k = torch.ones(4, 2, 8, device=device)
     v = torch.full((4, 2, 4), 2.0, device=device)
-    write_kv(k, v, p.k_pool, p.v_pool, p.batch)
+    verbs.write_kv(k, v, p.k_pool, p.v_pool, p.batch)
     written = torch.zeros(p.k_pool.flatten(0, 1).shape[0], dtype=torch.bool, device=device)
     written[p.batch.slot_mapping] = True
     assert (p.k_pool.flatten(0, 1)[written] == 1).all()
     assert (p.v_pool.flatten(0, 1)[written] == 2).all()
     kept = p.k_pool.flatten(0, 1)[~written]
     assert torch.equal(kept.nan_to_num(7), before.flatten(0, 1)[~written].nan_to_num(7))
+
+
+@TRITON
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_a_step_of_decodes_reads_lengths_and_pages_when_it_runs(
+    device: str, with_sinks: bool
+) -> None:
+    """What a captured step needs: one batch for a bucket, its tensors overwritten, rows padded."""
+    p = paged_problem([(40, 1), (3, 1), (90, 1)], device=device)
+    sinks = p.sinks if with_sinks else None
+    expected = attention(p, sinks=sinks)
+    rows, width = 5, p.batch.block_tables.shape[1] + 7
+    bucket = replace(
+        p.batch,
+        query_starts=tuple(range(rows + 1)),
+        kv_lens=(1,) * rows,
+        block_tables=p.batch.block_tables.new_zeros(rows, width),
+    )
+    p.k_pool[0] = torch.nan
+    padded = replace(p, q=torch.cat([p.q, p.q[:2]]), batch=bucket)
+    with using(PLANS["many parts"]):
+        attention(padded, sinks=sinks)
+        bucket.block_tables[:3, : width - 7] = p.batch.block_tables
+        bucket.lengths.copy_(torch.tensor([*p.batch.kv_lens, 0, 0]))
+        result = attention(padded, sinks=sinks)
+    assert_close(result[:3], expected, p.q.dtype)
+    assert (result[3:] == 0).all()
+
+
+@TRITON
+@pytest.mark.parametrize("window", [None, 33])
+def test_a_rows_bits_depend_on_no_other_sequence(device: str, window: int | None) -> None:
+    lengths = [(90, 1), (0, 1), (17, 1), (30, 40)]
+    p = paged_problem(lengths, dtype=torch.bfloat16, device=device)
+    with using(PLANS["many parts"]):
+        together = attention(p, window=window)
+        for index, (cached, new) in enumerate(lengths):
+            rows = slice(*p.batch.query_starts[index : index + 2])
+            pages = -(-(cached + new) // p.batch.page_size)
+            alone = replace(
+                p.batch,
+                query_starts=(0, new),
+                kv_lens=(cached + new,),
+                block_tables=p.batch.block_tables[[index], :pages].contiguous(),
+            )
+            result = attention(replace(p, q=p.q[rows], batch=alone), window=window)
+            assert torch.equal(result, together[rows])
+
+
+@TRITON
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_prompts_bits_do_not_depend_on_its_chunks(device: str, window: int | None) -> None:
+    p = paged_problem([(8, 150)], dtype=torch.bfloat16, device=device)
+    whole = attention(p, window=window)
+    chunks = (50, 3, 97)
+    for stop, count in zip(accumulate(chunks), chunks, strict=True):
+        rows = slice(stop - count, stop)
+        batch = replace(p.batch, query_starts=(0, count), kv_lens=(8 + stop,))
+        assert torch.equal(
+            attention(replace(p, q=p.q[rows], batch=batch), window=window), whole[rows]
+        )
+
+
+@TRITON
+def test_queries_keys_and_values_may_be_views(device: str) -> None:
+    p = paged_problem([(5, 1), (4, 3)], device=device)
+    rows, heads, dim = p.q.shape
+    wide = p.q.new_full((rows, heads + 1, dim), torch.nan)
+    wide[:, :heads] = p.q
+    crossed = p.q.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(attention(replace(p, q=wide[:, :heads])), attention(p))
+    assert torch.equal(attention(replace(p, q=crossed)), attention(p))
+    k = torch.randn(2, rows, 16, device=device).transpose(0, 1)
+    v = torch.randn(2, 16, rows, device=device).permute(2, 0, 1)
+    verbs.write_kv(k, v, p.k_pool, p.v_pool, p.batch)
+    assert torch.equal(p.k_pool.flatten(0, 1)[p.batch.slot_mapping], k)
+    assert torch.equal(p.v_pool.flatten(0, 1)[p.batch.slot_mapping], v)

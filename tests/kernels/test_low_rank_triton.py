@@ -1,17 +1,14 @@
 """The Triton kernels on a machine without a GPU: interpreted, and compiled ahead of time."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import triton
 from ahead_of_time import Launch, launches_of
+from interpreted import assert_passes_interpreted, needs_interpreter
 
 from weft.kernels.low_rank import triton as verbs
+from weft.kernels.plan import generation, using
 from weft.kernels.testing import LowRankProblem, low_rank_problem
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", [80, 90, 100])
@@ -19,28 +16,9 @@ WARPGROUP_PRODUCT = {80: "HMMA", 90: "HGMMA", 100: "UTC.*MMA"}
 TENSOR_CORE = "HMMA|HGMMA|UTC.*MMA"
 
 
-def release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
-
-
-@pytest.mark.skipif(
-    release(triton.__version__) < (3, 7) and release(np.__version__) >= (2, 4),
-    reason="the interpreter of Triton before 3.7 fails with NumPy 2.4",
-)
+@needs_interpreter
 def test_interpreted_kernels_pass_the_tests_of_the_verbs() -> None:
-    tests = Path(__file__).with_name("test_low_rank.py")
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
-            "--hypothesis-profile=interpreted",
-            str(tests),
-        ],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    assert_passes_interpreted(Path(__file__).with_name("test_low_rank.py"))
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +37,12 @@ def problem(dtype: torch.dtype, rows: int, rank: int) -> LowRankProblem:
     )
 
 
-def add_launches(dtype: torch.dtype, rows: int, patch: pytest.MonkeyPatch) -> dict[str, Launch]:
+def add_launches(
+    dtype: torch.dtype, rows: int, architecture: int, patch: pytest.MonkeyPatch
+) -> dict[str, Launch]:
     p = problem(dtype, rows, rank=64)
-    launches = launches_of(lambda: verbs.low_rank_add_(p.y, p.x, p.table, p.segments), verbs, patch)
+    with using(generation(architecture)):
+        launches = launches_of(lambda: add(p), verbs, patch)
     return {launch.kernel.__name__: launch for launch in launches}
 
 
@@ -71,7 +52,8 @@ def add_launches(dtype: torch.dtype, rows: int, patch: pytest.MonkeyPatch) -> di
 def test_16_bit_kernels_use_tensor_cores_and_wide_loads_and_spill_nothing(
     architecture: int, kernel: str, rows: int, patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    binary = add_launches(torch.bfloat16, rows, patch)[kernel].compile(architecture, tmp_path)
+    launch = add_launches(torch.bfloat16, rows, architecture, patch)[kernel]
+    binary = launch.compile(architecture, tmp_path)
     assert not binary.spills
     assert binary.registers <= 128
     assert binary.shared_bytes <= 64 * 1024
@@ -84,8 +66,11 @@ def test_16_bit_kernels_use_tensor_cores_and_wide_loads_and_spill_nothing(
 def test_float32_kernels_are_exact_and_spill_nothing(
     architecture: int, kernel: str, patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    binary = add_launches(torch.float32, 64, patch)[kernel].compile(architecture, tmp_path)
+    launch = add_launches(torch.float32, 64, architecture, patch)[kernel]
+    binary = launch.compile(architecture, tmp_path)
     assert not binary.spills
+    assert binary.registers <= 128
+    assert binary.shared_bytes <= 64 * 1024
     assert binary.has("FFMA")
     assert not binary.has(TENSOR_CORE)
 
@@ -95,10 +80,14 @@ def test_an_embedding_look_up_compiles_and_spills_nothing(
     architecture: int, patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     p = problem(torch.bfloat16, 64, rank=16)
-    look_up, _ = launches_of(
-        lambda: verbs.low_rank_embed_add_(p.y, p.ids, p.table, p.segments), verbs, patch
-    )
-    assert not look_up.compile(architecture, tmp_path).spills
+    with using(generation(architecture)):
+        look_up, _ = launches_of(
+            lambda: verbs.low_rank_embed_add_(p.y, p.ids, p.table, p.segments), verbs, patch
+        )
+    binary = look_up.compile(architecture, tmp_path)
+    assert not binary.spills
+    assert binary.registers <= 64
+    assert binary.shared_bytes <= 16 * 1024
 
 
 def test_a_step_launches_only_what_its_segments_need(patch: pytest.MonkeyPatch) -> None:
@@ -113,7 +102,7 @@ def test_a_step_launches_only_what_its_segments_need(patch: pytest.MonkeyPatch) 
         arena_dtype=torch.bfloat16,
     )
     assert len(launches_of(lambda: add(mixed), verbs, patch)) == 2
-    decode = add_launches(torch.bfloat16, 16, patch)
+    decode = add_launches(torch.bfloat16, 16, 90, patch)
     assert decode["shrink"].keywords["BLOCK_ROWS"] == 16
     mixed.table.clear(0)
     mixed.table.clear(1)

@@ -59,9 +59,12 @@ class Launch:
         for index, (name, value) in enumerate(
             zip(self.kernel.arg_names, self.arguments, strict=False)
         ):
-            is_tensor = isinstance(value, torch.Tensor)
-            signature[name] = POINTERS[value.dtype] if is_tensor else "i32"
-            if (value.data_ptr() if is_tensor else value) % 16 == 0:
+            specializes = name not in _unspecialized(self.kernel)
+            if value is None or (specializes and type(value) is int and value == 1):
+                constants[name] = value
+                continue
+            signature[name] = _type(value)
+            if specializes and _is_aligned(value):
                 attributes[(index,)] = [["tt.divisibility", 16]]
         compiled = triton.compile(
             ASTSource(self.kernel, signature, constants, attributes),
@@ -71,6 +74,23 @@ class Launch:
         cubin = folder / f"{self.kernel.__name__}.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         return _inspect(cubin, compiled.metadata.shared)
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return POINTERS[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def _unspecialized(kernel: Any) -> set[str]:
+    return {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+
+
+def _is_aligned(value: Any) -> bool:
+    """Whether Triton would compile for a multiple of 16."""
+    if isinstance(value, float):
+        return False
+    return (value.data_ptr() if isinstance(value, torch.Tensor) else value) % 16 == 0
 
 
 def _inspect(cubin: Path, shared_bytes: int) -> Binary:
