@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test soak test-gpu check format bench bench-rivals bench-methods bench-loads fidelity clean
+.PHONY: help install demo test soak test-gpu check format bench bench-rivals bench-methods bench-loads bench-startup readme fidelity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,8 +43,14 @@ bench: $(VENV)/.weft ## measure base, one adapter and 32 distinct ones, beside p
 bench-loads: $(VENV)/.weft ## measure what loads cost those who are answered meanwhile
 	$(BIN)/python benchmarks/loads.py
 
+bench-startup: $(VENV)/.weft ## measure the start, beside importing and reading the weights
+	$(BIN)/python benchmarks/startup.py
+
 bench-rivals: $(VENV)/.weft ## measure weft beside other servers; VLLM=python of an environment with vLLM
 	$(BIN)/python benchmarks/rivals.py $(if $(VLLM),--vllm $(VLLM))
+
+readme: $(VENV)/.weft ## write README's performance tables from the results files
+	$(BIN)/python benchmarks/readme.py
 
 bench-methods: $(VENV)/.weft ## measure what each adapter method costs a decode step
 	$(BIN)/python benchmarks/methods.py

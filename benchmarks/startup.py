@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 import httpx
+import torch
 import typer
 import workload
 from machine import write_results
@@ -22,6 +23,8 @@ from rich.progress import track
 from rich.table import Table
 from serving.weft_server import weft_server
 from transformers import AutoConfig
+
+from weft.server.engine.hardware import default_threads
 
 FLOOR = """
 import sys, transformers
@@ -71,6 +74,7 @@ def measured(base: workload.Base, repeats: int) -> dict[str, Any]:
 
 def main(models: str = "embedded,half-billion", repeats: int = 5) -> None:
     """Measures the start on each of the models."""
+    torch.set_num_threads(default_threads())  # as the server does
     results = {name: measured(BASES[name](), repeats) for name in models.split(",")}
     table = Table("base", "floor (s)", "first token (s)", "to the floor", "goal")
     for name, found in results.items():

@@ -1,0 +1,92 @@
+"""Each table of README.md's performance section, in Markdown, from one results file.
+
+Above a table stands what it was measured on and the command that measures it again.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Any
+
+from machine import results_path
+
+Results = dict[str, Any]
+MODELS = {
+    "embedded": "embedded, float32",
+    "qwen2.5-0.5b-shapes": "Qwen2.5-0.5B's shapes, bfloat16",
+    "half-billion": "Qwen2.5-0.5B's shapes, bfloat16",
+}
+
+
+def smoke() -> str:
+    """Tokens per second of base, one adapter and 32 adapters."""
+    found = results("smoke")
+    rows = []
+    for model in found["models"]:
+        for mix in model["mixes"]:
+            name = MODELS[model["model"]] if mix is model["mixes"][0] else ""
+            speed = f"{mix['tokens_per_second']:,.0f}"
+            shares = (f"{mix[key]:.2f}" for key in ("to_base", "floor_to_base"))
+            rows.append((name, mix["mix"], speed, *shares, f"{mix['to_peft']:.1f}x"))
+    head = ("base", "|mix", "tokens/s", "to base", "the floor's", "to peft's groups")
+    return table("python benchmarks/smoke.py --threads 1", found, head, rows)
+
+
+def startup() -> str:
+    """Seconds to the first token, beside importing and reading."""
+    found = results("startup")
+    rows = [
+        (
+            MODELS[name],
+            f"{median(sides['first_token']):.1f}",
+            f"{median(sides['floor']):.1f}",
+            f"{sides['ratio']:.2f}",
+        )
+        for name, sides in found.items()
+        if name != "machine"
+    ]
+    head = ("base", "first token (s)", "floor (s)", "to the floor")
+    return table("python benchmarks/startup.py", found, head, rows)
+
+
+def loads() -> str:
+    """Times between tokens while versions are loaded, to the quiet ones."""
+    rows = []
+    for file in ("loads", "loads-half-billion"):
+        found = results(file)
+        beside, cold = found["beside"], found["cold"]
+        ratios = (f"{beside[key]:.2f}" for key in ("ratio_p50", "ratio_p99"))
+        steps = f"{cold['steps_beyond_load_p50']:.1f}"
+        rows.append((MODELS[found["model"]], *ratios, steps))
+    head = ("base", "p50 to quiet", "p99 to quiet", "first token of a cold adapter, in steps")
+    return table("python benchmarks/loads.py --core 1", found, head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"smoke": smoke, "startup": startup, "loads": loads}
+
+
+def results(name: str) -> Results:
+    """What a results file holds."""
+    found: Results = json.loads(results_path(name).read_text())
+    return found
+
+
+def table(command: str, found: Results, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The conditions in a line, then a table: columns of text begin with "|" or come first."""
+    text = [number == 0 or name.startswith("|") for number, name in enumerate(head)]
+    lines = [
+        tuple(name.removeprefix("|") for name in head),
+        tuple("---" if left else "--:" for left in text),
+        *rows,
+    ]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{conditions(command, found['machine'])}\n\n{body}"
+
+
+def conditions(command: str, machine: Results) -> str:
+    """The command, and on what it ran when."""
+    threads = machine["torch_threads"]
+    device = machine["gpu"] or f"{machine['cores']} cores of an {machine['processor']}"
+    torch = machine["packages"]["torch"]
+    cpu = "" if machine["gpu"] else f", {threads} torch thread{'s' * (threads > 1)}"
+    return f"`{command}`, {machine['date']}, {device}{cpu}, torch {torch}:"
