@@ -195,6 +195,8 @@ class _EngineCollector(Collector):
             "vllm:prefix_cache_queries": ("Prompt tokens looked up.", stats.prefix_queries),
             "vllm:prefix_cache_hits": ("Prompt tokens found.", stats.prefix_hits),
             "vllm:num_preemptions": ("Sequences put back for want of pages.", stats.preemptions),
+            "vllm:spec_decode_num_draft_tokens": ("Drafts that were checked.", stats.drafted),
+            "vllm:spec_decode_num_accepted_tokens": ("Those that were right.", stats.accepted),
             "weft_steps": ("Forward passes.", stats.steps),
             "weft_adapter_loads": ("Adapters read and lowered.", stats.loads),
             "weft_adapter_loading_seconds": ("Time spent so.", stats.load_seconds),
