@@ -22,9 +22,13 @@ class Command:
 
 
 class HttpSide(ABC):
-    """A server in processes of its own that is asked over HTTP."""
+    """A server in processes of its own that is asked over HTTP.
+
+    ready: the path that answers 200 once it takes requests
+    """
 
     name: str
+    ready = "/health"
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -50,7 +54,7 @@ class HttpSide(ABC):
         command = self.command(self.base_url.rpartition(":")[2])
         output = self.setting.scratch / f"{self.name.replace(' ', '-')}.log"
         self._process = ServerProcess(command.arguments, command.environment, output)
-        if not self._process.wait_for(f"{self.base_url}/health"):
+        if not self._process.wait_for(f"{self.base_url}{self.ready}"):
             raise Missing(f"did not start: {output}")
         return version
 

@@ -13,6 +13,7 @@ class WeftServer(HttpSide):
     """`weft serve` of this environment."""
 
     name = "weft"
+    ready = "/ready"
 
     def version(self) -> str:
         """Of the installed package."""
