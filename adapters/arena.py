@@ -45,7 +45,11 @@ class Arena:
         return Installation(self, placement, packed, self._stream)
 
     def publish(self, placement: Placement, packed: Packed) -> None:
-        """Lets the slot compute with the version, whose tensors are all in place."""
+        """Lets the slot compute with the version, whose tensors are all in place.
+
+        Where that fails for want of memory, `clear` takes back what was done of it.
+        """
+        self.clear(placement.slot)
         stored = packed.plan.stored(self.values.dtype)
         placed = packed.plan.with_tensors(
             typed_view(self._bytes, offset, tensor.shape, dtype)
@@ -61,10 +65,15 @@ class Arena:
         return self._traits[slot]
 
     def clear(self, slot: int) -> None:
-        """Lets the slot add nothing anywhere."""
+        """Lets the slot add nothing anywhere.
+
+        Where that fails for want of memory, the slot is cleared before the next version is
+        published in it.
+        """
         self._traits.pop(slot, None)
-        for module in self._modules.pop(slot, ()):
+        for module in self._modules.get(slot, ()):
             self._tables[module].clear(slot)
+        self._modules.pop(slot, None)
 
 
 class Installation:

@@ -104,13 +104,14 @@ class ModuleTables:
         self._refresh()
 
     def clear(self, slot: int) -> None:
-        """Lets `slot` change nothing."""
-        kinds = self._kinds.pop(slot, None)
+        """Lets `slot` change nothing; can be tried again where memory was short."""
+        kinds = self._kinds.get(slot)
         self._asked = None
         if kinds is not None:
-            self._users.subtract(kinds)
             for kind in kinds:
                 self._any_table(kind).clear(slot)
+            del self._kinds[slot]
+            self._users.subtract(kinds)
             self._refresh()
 
     def table(self, kind: type[Operation]) -> SlotTable[Any]:

@@ -9,11 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
-
 from weft.adapters.arena import Arena, Installation
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
 from weft.adapters.loader import Loader
+from weft.adapters.out_of_memory import is_out_of_memory
 from weft.adapters.packed import Packed
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
@@ -229,7 +228,7 @@ class Residency:
                 continue
             error = want.load.exception()
             if isinstance(error, Exception):
-                self._fail(digest, error)
+                self._fail(digest, MemoryError() if is_out_of_memory(error) else error)
             elif self._step - want.asked > _ATTENTION:
                 del self._wanted[digest]
 
@@ -245,9 +244,9 @@ class Residency:
                 continue
             if placement is not None:
                 for slot in placement.evicted:
-                    self._arena.clear(slot)
-                self._installing = digest, self._arena.install(placement, packed)
+                    self._clear(slot)
                 del self._wanted[digest]
+                self._installing = digest, self._arena.install(placement, packed)
                 return True
         return False
 
@@ -266,7 +265,9 @@ class Residency:
         try:
             copied = installation.advance(budget)
             arrived = installation.finish()
-        except (MemoryError, torch.OutOfMemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._drop(digest)
             self._fail(digest, MemoryError(str(error)))
             return budget
@@ -286,7 +287,15 @@ class Residency:
         if self._installing is not None and self._installing[0] == digest:
             self._installing = None
         self._leaving.discard(digest)
-        self._arena.clear(self._pool.drop(digest))
+        self._clear(self._pool.drop(digest))
+
+    def _clear(self, slot: int) -> None:
+        """Nobody refers to the slot: where memory is short, its next version can wait for this."""
+        try:
+            self._arena.clear(slot)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
 
 
 def _lasting(error: Exception) -> bool:

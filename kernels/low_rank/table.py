@@ -51,17 +51,21 @@ class LowRankTable:
         a = self._view(offset_a, rank, self.in_features)
         b = self._view(offset_b, rank, self.out_features)
         self.clear(slot)
+        # First what `clear` goes by, so that it clears also what a failure leaves half done.
+        self._factors[slot] = tuple(zip(a.mT.unbind(), b.unbind(), strict=True))
+        self._slots_by_rank[rank] += 1
         self.offsets_a[slot] = offset_a
         self.offsets_b[slot] = offset_b
         self.ranks[slot] = rank
-        self._factors[slot] = tuple(zip(a.mT.unbind(), b.unbind(), strict=True))
-        self._slots_by_rank[rank] += 1
 
     def clear(self, slot: int) -> None:
-        """Lets `slot` add nothing; its arena range is the caller's again."""
-        factors = self._factors.pop(slot, None)
-        if factors is not None:
+        """Lets `slot` add nothing; its arena range is the caller's again.
+
+        Where that fails for want of memory, nothing was changed.
+        """
+        if slot in self._factors:
             self.ranks[slot] = 0
+            factors = self._factors.pop(slot)
             self._slots_by_rank -= Counter([len(factors[0][1])])  # drops what falls to zero
 
     def pair(self, slot: int, expert: int = 0) -> Pair | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.adapters.base_outline import BaseOutline
 from weft.adapters.loader import Loader
+from weft.adapters.out_of_memory import is_out_of_memory
 from weft.adapters.pool import Pool
 from weft.adapters.presence import Presence
 from weft.adapters.residency import Residency
@@ -162,9 +163,8 @@ class Engine:
     def _compute(self, plan: StepPlan) -> dict[Row, list[Sampled]]:
         """Runs a plan and commits it; a failure ends only the sequences that fail on their own."""
         self._steps += 1
-        # Not part of what may fail for one sequence alone: others share what it puts in place.
-        self._model.place(plan)
         try:
+            self._model.place(plan)
             sampled = self._run(plan)
         except torch.AcceleratorError:
             raise  # the device is lost: only a new process helps
@@ -376,5 +376,4 @@ def _mix(seed: int, number: int) -> int:
 
 
 def _code(error: Exception) -> str:
-    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return "out_of_memory" if out_of_memory else "internal_error"
+    return "out_of_memory" if is_out_of_memory(error) else "internal_error"

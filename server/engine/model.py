@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from weft.adapters.arena import Arena
 from weft.adapters.base import BaseModules
 from weft.adapters.modules import adapt
+from weft.adapters.out_of_memory import is_out_of_memory
 from weft.kernels.low_rank import arena_dtype
 from weft.server.engine import hardware, probe, quantization, weights
 from weft.server.engine.attention import AttentionStep, use_paged_attention
@@ -261,9 +262,7 @@ def _memory(what: str) -> Iterator[None]:
     """Turns a failed allocation into a message that says what to lower."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ModelUnsupported(f"out of memory for {what}") from error
-    except RuntimeError as error:
-        if "allocate" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise ModelUnsupported(f"out of memory for {what}") from error

@@ -99,9 +99,9 @@ class PageTables:
     def admit(self, seq: Sequence) -> bool:
         """Gives `seq` pages for all its positions and says in it what is computed already.
 
-        What its adapter brings counts as computed, and can be shared at once: the next step begins
-        with copying it. False, and nothing taken, unless a page stays available for each running
-        sequence of the same pages to grow into.
+        What its adapter brings counts as computed: its next step begins with copying it, and only
+        then can it be shared. False, and nothing taken, unless a page stays available for each
+        running sequence of the same pages to grow into.
         """
         partition = self._of(seq.tenant)
         pool = partition.pool
@@ -117,7 +117,6 @@ class PageTables:
         seq.uncopied = seq.computed - found
         partition.running += 1
         self._places[seq] = partition
-        self.publish(seq)
         self.prefix_queries += len(seq.tokens)
         self.prefix_hits += max(found - seq.lead, 0)
         return True

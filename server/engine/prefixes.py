@@ -23,7 +23,7 @@ class PrefixCopies:
         self._page_size = page_size
 
     def place(self, plan: StepPlan) -> None:
-        """Copies what `plan` counts on; later items may share what an earlier one has copied."""
+        """Copies what `plan` counts on; to do so again changes nothing."""
         for item in plan.items:
             if item.copies:
                 self._copy(item)

@@ -1,7 +1,7 @@
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from histories import histories
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from plans import arena, assert_installed, is_empty, plan, plan_bytes
+from plans import MODULES, arena, assert_installed, is_empty, plan, plan_bytes
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
 from weft.adapters.loader import Loader
@@ -29,6 +29,7 @@ class Desk(Loader):
     def __init__(self, capacity: int = 1 << 20) -> None:
         super().__init__(self.read, capacity=capacity)
         self.ranks: dict[str, int] = {}
+        self.modules: dict[str, tuple[str, ...]] = {}
         self.errors: dict[str, Exception] = {}
         self.reads: list[str] = []
         self._open = threading.Event()
@@ -39,7 +40,9 @@ class Desk(Loader):
         self.reads.append(digest)
         if digest in self.errors:
             raise self.errors[digest]
-        return pack(plan(digest, self.ranks.get(digest, 4)), torch.float32, 16, pin_memory=False)
+        modules = self.modules.get(digest, tuple(MODULES))
+        made = plan(digest, self.ranks.get(digest, 4), modules)
+        return pack(made, torch.float32, 16, pin_memory=False)
 
     def request(self, digest: str) -> Future[Packed]:
         self._asked.append(super().request(digest))
@@ -109,6 +112,59 @@ def test_copying_is_spread_over_steps_within_the_budget(bench: Bench) -> None:
 def test_small_versions_share_a_steps_budget(bench: Bench) -> None:
     bench.bring("a", "b")
     assert bench.where("a") is bench.where("b") is Presence.DEVICE
+
+
+class FailingSoon:
+    """Stands in front of the tables; the call that `left` counts down to is out of memory."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 0
+        for table in bench.tables.values():
+            for verb in ("set", "clear"):
+                honest = getattr(table.low_rank, verb)
+                monkeypatch.setattr(table.low_rank, verb, self._before(honest))
+
+    def _before(self, honest: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise torch.OutOfMemoryError("injected")
+            honest(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("failing", range(1, 5))
+def test_memory_that_runs_out_while_a_version_is_put_in_place_fails_that_version(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    soon = FailingSoon(bench, monkeypatch)
+    soon.left = failing  # a set begins with a clear of its own, in both modules
+    bench.bring("a")
+    assert bench.where("a") is Presence.FAILED
+    assert isinstance(bench.residency.error("a"), MemoryError)
+    assert bench.pool.used == 0
+    assert is_empty(bench.tables, 0)
+    bench.residency.pump(ALL)
+    bench.bring("a")
+    assert_installed(bench.tables, bench.residency.acquire("a").slot, plan("a"))
+
+
+def test_a_slot_that_could_not_be_cleared_is_clear_before_it_is_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(room=1, slots=1)
+    soon = FailingSoon(bench, monkeypatch)
+    bench.bring("a")
+    bench.desk.ranks["b"] = 2
+    bench.desk.modules["b"] = ("up",)
+    soon.left = 2  # of the two modules that "a" leaves, the second is not cleared
+    bench.bring("b")
+    ref = bench.residency.acquire("b")
+    assert soon.left <= 0
+    assert_installed(bench.tables, ref.slot, plan("b", 2, ("up",)))
+    assert bench.residency.check() == ()
+    bench.desk.close()
 
 
 def test_room_is_given_in_the_order_of_asking(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
+from weft.adapters.out_of_memory import is_out_of_memory
 from weft.adapters.plan_outline import OutlinedTensors, PlanOutline
 from weft.adapters.store import Store
 from weft.server.engine.loader.channel import Channel
@@ -98,7 +99,7 @@ def run(digest: str, config: LoaderConfig, channel: Channel[Told]) -> None:
     except AdapterCorrupt:
         channel.send(Refused("corrupt", "", ""))
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+        if not is_out_of_memory(error):
             raise
         reason = f"needs more than {config.memory} bytes to be read and lowered (--loader-memory)"
         channel.send(Refused("invalid", WEIGHTS_NAME, reason))

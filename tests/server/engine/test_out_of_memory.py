@@ -1,21 +1,32 @@
 """Each of the operations of a few steps fails once for want of memory: one answer ends, at most."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engines import greedy, run, store_of, tiny_engine
+from engines import greedy, load, run, store_of, tiny_engine
 from peft_adapters import save_lora
+from peft_prompts import save_prompt
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from weft.adapters.out_of_memory import is_out_of_memory
+from weft.adapters.packed import Packed
 from weft.server.engine.engine import Engine
-from weft.server.engine.messages import Event, Tokens, Unload
+from weft.server.engine.messages import Event, Failed, Loaded, Tokens, Unload
+from weft.server.engine.versions import Versions
 
 PROMPT = (11, 12, 13, 14, 15, 16, 17)
-STRIDE = 23
-"""Every so-many-th operation fails; a prime, so that all kinds of them have their turn."""
+FAILURES = 200
+ERRORS = (
+    torch.OutOfMemoryError("injected"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+)
+ROOM = 12 << 10
+"""For the prefix, and one of the other two versions."""
 
 
 class FailsAt(TorchDispatchMode):
@@ -24,63 +35,122 @@ class FailsAt(TorchDispatchMode):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.left = number
+        self._error = ERRORS[number % len(ERRORS)]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.left -= 1
         if self.left == 0:
-            raise torch.OutOfMemoryError("injected")
+            raise self._error
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    with tiny_engine(tmp_path, max_num_batched_tokens=8, max_num_seqs=8) as engine:
+    small = {"max_num_batched_tokens": 8, "max_num_seqs": 8, "adapter_memory": ROOM}
+    with tiny_engine(tmp_path, **small) as engine:
         yield engine
 
 
-def story(engine: Engine, digest: str) -> dict[tuple[str, int], tuple[list[int], str | None]]:
-    """A version is loaded and used beside the base; each child's tokens, and its error."""
+@pytest.fixture
+def digests(tmp_path: Path) -> list[str]:
+    targets = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+    folders = [save_lora(tmp_path / f"lora-{n}", "llama", seed=n, **targets) for n in (1, 2)]
+    folders.append(save_prompt(tmp_path / "prefix", "llama", "PREFIX_TUNING", 6))
+    return [store_of(tmp_path).put(folder) for folder in folders]
+
+
+def test_an_allocation_that_failed_is_told_from_other_failures() -> None:
+    with pytest.raises(RuntimeError) as failure:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(failure.value)
+    assert all(map(is_out_of_memory, ERRORS))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+
+Told = dict[tuple[str, int], tuple[list[int], str | None]]
+
+
+def story(engine: Engine, digests: list[str]) -> Told:
+    """Versions that have no room together are used beside the base.
+
+    Returns each child's tokens, and its error.
+    """
     events: list[Event] = run(
         engine,
-        greedy("base", PROMPT, 5),
-        greedy("adapted", PROMPT, 5, adapter=digest),
-        greedy("many", PROMPT, 3, n=2, logprobs=1),
+        greedy("base", PROMPT, 2),
+        *(greedy(f"adapted-{n}", PROMPT, 2, adapter=d) for n, d in enumerate(digests)),
+        greedy("alike", PROMPT[::-1], 2, adapter=digests[-1]),
+        greedy("many", PROMPT, 2, n=2, logprobs=1),
+        greedy("scored", PROMPT, 0, prompt_logprobs=1),
     )
-    told: dict[tuple[str, int], tuple[list[int], str | None]] = {}
+    told: Told = {}
     for event in events:
         if isinstance(event, Tokens):
             tokens, _ = told.get((event.id, event.index), ([], None))
             told[event.id, event.index] = ([*tokens, *event.tokens], event.error)
-    run(engine, Unload("unload", digest))
+    run(engine, *(Unload(f"unload-{digest}", digest) for digest in digests))
     assert engine.check() == ()
     assert engine.scheduler.running == engine.scheduler.waiting == 0
-    tables = engine.scheduler.tables
-    assert tables.referenced == {}
+    assert engine.scheduler.tables.referenced == {}
+    assert not engine.residency.states()
     return told
 
 
-def test_one_allocation_that_fails_ends_one_answer_at_most(engine: Engine, tmp_path: Path) -> None:
-    path = save_lora(tmp_path / "adapter", "llama", r=4, target_modules=["q_proj", "v_proj"])
-    digest = store_of(tmp_path).put(path)
-    expected = story(engine, digest)
-    assert len(expected) == 4
+def test_one_allocation_that_fails_ends_one_version_or_one_answer_at_most(
+    engine: Engine, digests: list[str]
+) -> None:
+    expected = story(engine, digests)
+    assert len(expected) == 8
+    assert engine.residency.evictions
     with FailsAt(0) as counted:
-        assert story(engine, digest) == expected
+        assert story(engine, digests) == expected
     operations = -counted.left
-    assert operations > 500
-    failures = 0
-    for number in range(1, operations, STRIDE):
-        with FailsAt(number) as failing:
-            told = story(engine, digest)
+    assert operations > 4 * FAILURES
+    of_versions = {("adapted-2", 0), ("alike", 0)}
+    failures: set[tuple[str, int]] = set()
+    for k in range(FAILURES):
+        with FailsAt(1 + k * operations // FAILURES) as failing:
+            told = story(engine, digests)
         assert failing.left <= 0
         failed = {child for child, (_, error) in told.items() if error is not None}
-        assert len(failed) <= 1
+        assert len(failed) <= 1 or failed == of_versions
         assert {error for _, error in told.values()} <= {None, "out_of_memory"}
         assert told.keys() == expected.keys()
         for child in told.keys() - failed:
             assert told[child] == expected[child]
-        failures += len(failed)
-    assert failures
-    assert story(engine, digest) == expected
+        failures |= failed
+    assert failures > of_versions
+    assert story(engine, digests) == expected
+
+
+def test_an_allocation_that_fails_in_a_load_fails_that_load(
+    engine: Engine, digests: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Versions.load
+    around: Callable[[], Any] = nullcontext
+
+    def loading(self: Versions, digest: str) -> Packed:
+        with around():
+            return honest(self, digest)
+
+    monkeypatch.setattr(engine._loader, "_load", lambda digest: loading(engine.versions, digest))
+    for digest in digests[1:]:
+        assert isinstance(load(engine, digest), Loaded)  # computes what is kept of the base
+        run(engine, Unload("unload", digest))
+        counting = FailsAt(0)
+        around = lambda counting=counting: counting  # noqa: E731
+        assert isinstance(load(engine, digest), Loaded)
+        operations = -counting.left
+        assert operations > 10
+        for number in range(1, operations + 1):
+            run(engine, Unload("unload", digest))
+            around = lambda number=number: FailsAt(number)  # noqa: E731
+            answer = load(engine, digest)
+            assert isinstance(answer, Failed)
+            assert answer.code == "out_of_memory"
+            assert engine.check() == ()
+            around = nullcontext
+            assert isinstance(load(engine, digest), Loaded)
