@@ -244,6 +244,7 @@ async def _serve(launch: _Launch) -> None:
         engine_config(launch.settings, launch.base, launch.store),
         launch=launch.engine,
         on_progress=lambda seen: view.progress(seen.stage, seen.done, seen.total),
+        longest_silence=launch.settings.engine_timeout,
     )
     ready = asyncio.create_task(engine.start())
     try:

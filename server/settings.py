@@ -183,6 +183,12 @@ class Settings(BaseSettings):
     )
     seed: int = Field(0, ge=0, description="Seed of sampling where a request gives none.")
     threads: Count = Field(None, description="CPU threads of the engine.")
+    engine_timeout: float = Field(
+        120.0,
+        ge=10,
+        description="Seconds without a sign of life until the engine is ended and started again; "
+        "a step must not take longer.",
+    )
     loader_memory: Size = Field(
         None, description="Memory that reading one adapter may take; half of what is free."
     )

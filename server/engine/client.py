@@ -11,7 +11,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -44,12 +43,13 @@ from weft.server.engine.messages import (
     Unload,
     decode_events,
 )
+from weft.server.engine.stream import Stream
 
 log = logging.getLogger("weft.engine")
 STALE_SECONDS = 4.0
-MANY_UNREAD, FEW_UNREAD = 256, 64
-"""Events of a request at which the engine is told to wait with it, and to go on."""
 LONGEST_PAUSE = 30.0
+LONGEST_SILENCE = 120.0
+WATCH_SECONDS = 2.0
 _PROBE_TENANT = TenantContext("_probe")
 
 
@@ -69,19 +69,6 @@ class EngineError(Exception):
         self.code = code
 
 
-@dataclass
-class _Stream:
-    """One request's events, in order; None where the engine is gone.
-
-    paused: the engine was told to wait until some were read
-    """
-
-    open_children: set[int]
-    late: Callable[[Tokens], None] = lambda _: None
-    queue: asyncio.Queue[Tokens | None] = field(default_factory=asyncio.Queue)
-    paused: bool = False
-
-
 class EngineClient:
     """Starts, supervises and talks to one engine. Use from one asyncio loop."""
 
@@ -91,14 +78,19 @@ class EngineClient:
         *,
         launch: Callable[[], Launched] = launch_process,
         on_progress: Callable[[Progress], None] | None = None,
+        longest_silence: float = LONGEST_SILENCE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """longest_silence: seconds without a sign of life after which an engine is ended"""
         self._config = config
+        self._longest_silence = longest_silence
+        self._clock = clock
         self._launch = launch
         self._on_progress = on_progress
         self._writer: asyncio.StreamWriter | None = None
         self._launched: Launched | None = None
-        self._streams: dict[str, _Stream] = {}
-        self._left: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
+        self._left: dict[str, Stream] = {}
         self._calls: dict[str, asyncio.Future[LoadReport | None]] = {}
         self._pinned: set[str] = set()
         self._reserved: tuple[TenantContext, ...] = ()
@@ -145,7 +137,7 @@ class EngineClient:
     @property
     def ready(self) -> bool:
         """Whether the engine is up and gave a sign of life within the last seconds."""
-        return self._up and time.monotonic() - self._last_event < STALE_SECONDS
+        return self._up and self._clock() - self._last_event < STALE_SECONDS
 
     @property
     def pid(self) -> int | None:
@@ -157,7 +149,7 @@ class EngineClient:
 
         Of an engine that hangs it is known less than 5 seconds after its last sign of life.
         """
-        now = time.monotonic()
+        now = self._clock()
         if not self.ready:
             return False
         if now - self._last_token < STALE_SECONDS:
@@ -182,12 +174,12 @@ class EngineClient:
         late: called with the events that come after that, to the last one of each child
         Raises EngineUnavailable where the engine is down or dies on the way.
         """
-        stream = self._streams[request.id] = _Stream(set(range(request.n)), late)
+        stream = self._streams[request.id] = Stream(set(range(request.n)), late)
         try:
             self._send(request)
             while stream.open_children:
-                event = await stream.queue.get()
-                if stream.paused and stream.queue.qsize() <= FEW_UNREAD and self._up:
+                event = await stream.get()
+                if stream.paused and stream.has_caught_up and self._up:
                     stream.paused = False
                     self._send(Pause(request.id, False))
                 if event is None:
@@ -197,9 +189,8 @@ class EngineClient:
                 yield event
         finally:
             del self._streams[request.id]
-            while not stream.queue.empty():
-                if (unread := stream.queue.get_nowait()) is not None:
-                    self._hear(unread, stream)
+            for unread in stream.take_unread():
+                self._hear(unread, stream)
             if stream.open_children and self._up:
                 self._left[request.id] = stream
                 self._send(Abort(request.id))
@@ -260,7 +251,6 @@ class EngineClient:
         pause = 0.5
         while True:
             failure = await self._serve_one()
-            self._fail_pending()
             if self._started is not None and not self._started.done():
                 self._started.set_exception(EngineStartError(failure or "the engine process died"))
                 return
@@ -268,7 +258,7 @@ class EngineClient:
                 return
             log.error("the engine stopped (%s); starting it again", failure or "process died")
             self.restarts += 1
-            pause = 0.5 if time.monotonic() - self._last_event > LONGEST_PAUSE else pause
+            pause = 0.5 if self._clock() - self._last_event > LONGEST_PAUSE else pause
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -281,6 +271,7 @@ class EngineClient:
             await asyncio.to_thread(launched.end)
             return None
         reader, self._writer = await asyncio.open_connection(sock=launched.sock)
+        watch = asyncio.create_task(self._end_if_silent(launched, self._writer))
         failure = None
         try:
             self._writer.write(frame([self._config]))
@@ -297,14 +288,33 @@ class EngineClient:
         except msgspec.DecodeError as error:
             return f"what it said was not understood: {error}"
         finally:
+            watch.cancel()
             self._up = False
+            self._fail_pending()
             self._writer.close()
             with contextlib.suppress(ConnectionError):
                 await self._writer.wait_closed()
             await asyncio.to_thread(launched.end)
 
+    async def _end_if_silent(self, launched: Launched, writer: asyncio.StreamWriter) -> None:
+        """Ends an engine that hangs: what comes then is what comes when one dies.
+
+        One look alone does not tell: what it said may lie unread where this process was held up.
+        """
+        suspected = None
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            heard = self._last_event
+            silent = self._up and self._clock() - heard > self._longest_silence
+            if silent and suspected == heard:
+                log.error("the engine hangs: not a word for %.0f s", self._longest_silence)
+                launched.kill()
+                writer.transport.abort()
+                return
+            suspected = heard if silent else None
+
     def _receive(self, event: Event) -> None:
-        self._last_event = time.monotonic()
+        self._last_event = self._clock()
         match event:
             case Tokens():
                 self._last_token = self._last_event
@@ -327,13 +337,13 @@ class EngineClient:
                 if self._on_progress:
                     self._on_progress(event)
 
-    def _deliver(self, event: Tokens, stream: _Stream) -> None:
-        stream.queue.put_nowait(event)
-        if not stream.paused and stream.queue.qsize() >= MANY_UNREAD:
+    def _deliver(self, event: Tokens, stream: Stream) -> None:
+        stream.put(event)
+        if stream.is_behind and not stream.paused:
             stream.paused = True
             self._send(Pause(event.id, True))
 
-    def _hear(self, event: Tokens, stream: _Stream) -> None:
+    def _hear(self, event: Tokens, stream: Stream) -> None:
         """Passes on what comes after a stream was left."""
         if event.finish is not None:
             stream.open_children.discard(event.index)
@@ -363,7 +373,7 @@ class EngineClient:
         self.stats = None
         self._left.clear()
         for stream in self._streams.values():
-            stream.queue.put_nowait(None)
+            stream.put(None)
         for call_id in list(self._calls):
             self._settle(call_id, EngineUnavailable("the engine stopped"))
 

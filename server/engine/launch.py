@@ -22,12 +22,14 @@ class Launched:
     """A running engine: our end of its socket, and how to make sure that it is gone.
 
     terminate: interrupts one that is not reading commands yet, as far as that is possible
+    kill: ends one that does nothing any more, where it is a process
     """
 
     sock: socket.socket
     end: Callable[[], None]
     pid: int | None = None
     terminate: Callable[[], None] = lambda: None
+    kill: Callable[[], None] = lambda: None
 
 
 def launch_process(log_level: str = "info") -> Launched:
@@ -52,7 +54,7 @@ def launch_process(log_level: str = "info") -> Launched:
             process.kill()
             process.wait()
 
-    return Launched(near, end, process.pid, process.terminate)
+    return Launched(near, end, process.pid, process.terminate, process.kill)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from scripted_engine import INFO, Hangup, ScriptedEngine
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.client import (
-    MANY_UNREAD,
     EngineClient,
     EngineError,
     EngineStartError,
@@ -35,9 +34,11 @@ from weft.server.engine.messages import (
     Reserve,
     Sampling,
     Stop,
+    TokenLogprobs,
     Tokens,
     Unload,
 )
+from weft.server.engine.stream import MANY_BYTES, MANY_UNREAD, Stream, size_of
 
 OWN = TenantContext("own", kv_pages=3)
 CONFIG = EngineConfig(model="m", store="s")
@@ -319,6 +320,55 @@ def test_what_is_read_slowly_is_paused_until_it_was_read() -> None:
             told = await asyncio.to_thread(engine.wait_for, Pause, 2 * rounds - 1)
             pauses = [c.paused for c in told if isinstance(c, Pause)]
             assert pauses[: 2 * rounds - 1] == [True, False] * (rounds - 1) + [True]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("of_prompt", [False, True])
+def test_large_events_are_counted_by_their_bytes(of_prompt: bool) -> None:
+    top = tuple((token, -1.0) for token in range(20))
+    choices = (TokenLogprobs(7, -0.5, top),) * 10
+    told = {"prompt_logprobs": (None, *choices)} if of_prompt else {"logprobs": choices}
+    large = Tokens(id="slow", index=0, tokens=(7,), **told)
+    count = MANY_BYTES // size_of(large) + 1
+    assert count < MANY_UNREAD / 4
+
+    def reply(command: Command) -> list[Event]:
+        if isinstance(command, Generate):
+            return [Tokens(id="slow", index=0), *[large] * count]
+        goes_on = isinstance(command, Pause) and not command.paused
+        return [large, Tokens(id="slow", index=0, finish="length")] if goes_on else []
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(answers(reply))
+        async with started(engine) as client:
+            stream = client.generate(generate("slow"))
+            await anext(stream)
+            (unread,) = client._streams.values()
+            assert await asyncio.to_thread(engine.wait_for, Pause) == [Pause("slow", True)]
+            assert MANY_BYTES <= unread.unread_bytes < MANY_BYTES + size_of(large)
+            assert [event async for event in stream][-1].finish == "length"
+            assert unread.unread_bytes == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_is_unread_is_counted_exactly() -> None:
+    async def scenario() -> None:
+        stream = Stream({0})
+        events = [Tokens(id="r", index=0, tokens=(number,)) for number in range(MANY_UNREAD)]
+        for event in events[:-1]:
+            stream.put(event)
+        assert not stream.is_behind
+        stream.put(events[-1])
+        assert stream.is_behind
+        assert [await stream.get() for _ in range(3)] == events[:3]
+        assert not stream.is_behind
+        assert not stream.has_caught_up
+        stream.put(None)
+        assert stream.take_unread() == events[3:]
+        assert stream.unread_bytes == 0
+        assert stream.has_caught_up
 
     asyncio.run(scenario())
 

@@ -1,6 +1,7 @@
 """The engine in a process of its own: real tokens over the socket, and a kill in mid-answer."""
 
 import asyncio
+import itertools
 import os
 import signal
 import time
@@ -13,13 +14,13 @@ from engines import greedy
 from tiny_models import save_tiny
 
 from weft.server.engine.client import (
-    MANY_UNREAD,
     EngineClient,
     EngineStartError,
     EngineUnavailable,
 )
 from weft.server.engine.launch import launch_process, launch_thread
 from weft.server.engine.messages import EngineConfig, Tokens
+from weft.server.engine.stream import MANY_UNREAD
 
 PROMPT = (11, 12, 13, 14, 15)
 
@@ -84,6 +85,43 @@ def test_an_engine_that_hangs_is_not_ready_before_five_seconds_are_over(tmp_path
         os.kill(client.pid, signal.SIGCONT)
         await until(lambda: client.ready)
         assert await client.probe()
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 300))
+
+
+def test_an_engine_that_hangs_is_ended_and_started_again(tmp_path: Path) -> None:
+    """By a clock that runs fast once the engine is stopped, and as the real one until then."""
+    hours = itertools.count(0, 3600)
+    stopped = False
+
+    def clock() -> float:
+        return time.monotonic() + (next(hours) if stopped else 0)
+
+    async def scenario() -> None:
+        nonlocal stopped
+        client = EngineClient(config(tmp_path), clock=clock)
+        await client.start()
+        first_pid = client.pid
+        assert first_pid is not None
+        before = await collect(client, "before", 6)
+        streams = [client.generate(greedy(name, PROMPT, 4000)) for name in ("cut", "also cut")]
+        for stream in streams:
+            assert isinstance(await anext(stream), Tokens)
+        os.kill(first_pid, signal.SIGSTOP)
+        stopped = True
+        for stream in streams:
+            with pytest.raises(EngineUnavailable):
+                async for _ in stream:
+                    pass
+        with pytest.raises(EngineUnavailable):
+            await collect(client, "too early", 1)
+        stopped = False
+        await until(lambda: client.ready and client.pid != first_pid)
+        with pytest.raises(ProcessLookupError):
+            os.kill(first_pid, 0)
+        assert client.restarts == 1
+        assert await collect(client, "after", 6) == before
         await client.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 300))
