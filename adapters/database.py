@@ -5,7 +5,9 @@ checkpoints some SQLite versions get wrong, cannot occur.
 """
 
 import errno
+import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,6 +60,7 @@ CREATE TABLE aliases (
 """,
 )
 
+_SOME_BYTES = 64 << 10
 Values = Sequence[object] | Mapping[str, object]
 
 
@@ -71,13 +74,14 @@ class Database:
     def __init__(self, path: Path, formats: Sequence[str] = _REGISTRY) -> None:
         """formats: what makes each one of that before, for files of older servers and new ones"""
         self._formats = formats
+        self._folder = path.parent
         self.lock = threading.RLock()
-        with _disk_errors():
+        with self._disk_errors():
             self._connection = sqlite3.connect(
                 path, isolation_level=None, check_same_thread=False, timeout=0.0
             )
         try:
-            with _disk_errors():
+            with self._disk_errors():
                 self._prepare()
         except BaseException:
             self._connection.close()
@@ -85,13 +89,13 @@ class Database:
 
     def rows(self, query: str, values: Values = ()) -> list[tuple[Any, ...]]:
         """All rows that a query gives, or that a statement of a transaction returns."""
-        with self.lock, _disk_errors():
+        with self.lock, self._disk_errors():
             return self._connection.execute(query, values).fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Commits what is done inside, durably, or on an exception nothing of it."""
-        with self.lock, _disk_errors():
+        with self.lock, self._disk_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -119,17 +123,25 @@ class Database:
         for number, script in enumerate(self._formats[format_:], format_ + 1):
             self._connection.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
 
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_BUSY:
+                raise StateInUse("another server is running on this state folder") from error
+            if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and self._is_full()):
+                raise StorageFull(errno.ENOSPC, "the disk of the state folder is full") from error
+            if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                raise OSError(errno.EIO, f"a file of the state folder fails: {error}") from error
+            raise
 
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_BUSY:
-            raise StateInUse("another server is running on this state folder") from error
-        if code == sqlite3.SQLITE_FULL:
-            raise StorageFull(errno.ENOSPC, "the disk of the state folder is full") from error
-        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-            raise OSError(errno.EIO, f"a file of the state folder fails: {error}") from error
-        raise
+    def _is_full(self) -> bool:
+        """Whether the disk has no room: SQLite does not say why a sync failed."""
+        try:
+            with tempfile.TemporaryFile(dir=self._folder) as file:
+                os.posix_fallocate(file.fileno(), 0, _SOME_BYTES)
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return False

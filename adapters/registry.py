@@ -69,6 +69,8 @@ class Registry:
         self._last_used: dict[Key, float] = {}
         self.on_withdraw: Callable[[Hold, str], None] = lambda hold, reason: None
         """Called when a held version is found to have failed, once until it is put again."""
+        self.on_prune: Callable[[TenantContext, Version], None] = lambda ctx, version: None
+        """Called with each old version that was removed."""
         try:
             missing = store.sweep(self._directory.digests())
             if missing:
@@ -183,8 +185,11 @@ class Registry:
         if not self._prunable(key, retention):
             return ()
         with self._ledger.changing(names=[key]) as change:
-            for version in self._prunable(key, retention):
-                change.rows.drop(key, version)
+            pruned = self._prunable(key, retention)
+            for version in pruned:
+                change.rows.drop(key, version.version)
+        for version in pruned:
+            self.on_prune(ctx, version)
         self._custody.collect(change.unused)
         return tuple(sorted(change.unused))
 
@@ -301,12 +306,12 @@ class Registry:
             raise UnknownAdapter(key[1] if version is None else f"{key[1]}@{version}")
         return found
 
-    def _prunable(self, key: Key, retention: Retention) -> tuple[int, ...]:
+    def _prunable(self, key: Key, retention: Retention) -> tuple[Version, ...]:
         self._version(key)
         with self._lock:
             kept = self._directory.kept(key)
             return tuple(
-                version.version
+                version
                 for version in retention.surplus(self._directory.names[key], time.time())
                 if version.version not in kept
                 and not self._custody.held(version.digest)

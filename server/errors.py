@@ -138,6 +138,7 @@ ERROR_SCHEMA: dict[str, Any] = {
 # The rest of the body would be taken for the next request, or for nothing useful.
 _UNREAD = frozenset(
     {
+        ErrorCode.QUOTA_EXCEEDED,
         ErrorCode.REQUEST_TIMEOUT,
         ErrorCode.REQUEST_TOO_LARGE,
         ErrorCode.REQUEST_HEADER_FIELDS_TOO_LARGE,

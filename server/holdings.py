@@ -10,6 +10,8 @@ from weft.server.engine.messages import LoadReport
 from weft.server.errors import ApiError, ErrorCode
 from weft.server.policy import Quotas
 
+_BYTES = "bytes of adapters"
+
 
 @dataclass(frozen=True)
 class Addition:
@@ -18,6 +20,14 @@ class Addition:
     name: str
     file_bytes: int
     report: LoadReport
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How many bytes an adapter's weights may have, and the answer to more."""
+
+    bytes: int
+    refusal: ApiError
 
 
 @dataclass(frozen=True)
@@ -31,13 +41,24 @@ class Holdings:
         """Raises ApiError where the tenant may have no version of `name`, however small it is."""
         others = sum(adapter.name != name for adapter in self.adapters)
         _check(others + 1, quotas.adapters, "adapters")
-        _check(sum(self.stored.values()), quotas.adapter_bytes, "bytes of adapters")
+        _check(sum(self.stored.values()), quotas.adapter_bytes, _BYTES)
+
+    def allowance(self, quotas: Quotas, largest: int) -> Allowance:
+        """What may come at all, before any of it has come. largest: bytes that anybody may send"""
+        limit = quotas.adapter_bytes
+        if limit is not None:
+            # What is stored may come again, and then is not stored twice.
+            room = max(limit - sum(self.stored.values()), 0, *self.stored.values())
+            if room < largest:
+                return Allowance(room, _exceeded(limit, _BYTES))
+        values = {"what": "adapter", "limit": largest}
+        return Allowance(largest, ApiError(ErrorCode.REQUEST_TOO_LARGE, values=values))
 
     def check_addition(self, quotas: Quotas, new: Addition) -> None:
         """Raises ApiError where the tenant may not have this version beside what it has."""
         self.check_name(quotas, new.name)
         stored = {**self.stored, new.report.digest: new.file_bytes}
-        _check(sum(stored.values()), quotas.adapter_bytes, "bytes of adapters")
+        _check(sum(stored.values()), quotas.adapter_bytes, _BYTES)
         if quotas.delta_bytes is not None:
             others = [_reported(a, "delta_bytes") for a in self.adapters if a.name != new.name]
             words = "bytes of dense and sparse deltas and whole parameters"
@@ -57,4 +78,8 @@ def _reported(adapter: Adapter, field: str) -> int:
 
 def _check(amount: int, limit: int | None, what: str) -> None:
     if limit is not None and amount > limit:
-        raise ApiError(ErrorCode.QUOTA_EXCEEDED, values={"limit": limit, "what": what})
+        raise _exceeded(limit, what)
+
+
+def _exceeded(limit: int, what: str) -> ApiError:
+    return ApiError(ErrorCode.QUOTA_EXCEEDED, values={"limit": limit, "what": what})

@@ -28,7 +28,7 @@ from weft.server.adapter_series import AdapterLabel
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.engine.messages import LoadReport
 from weft.server.errors import invalid
-from weft.server.holdings import Addition, Holdings
+from weft.server.holdings import Addition, Allowance, Holdings
 from weft.server.metrics import Metrics
 from weft.server.policy import NO_QUOTAS, Quotas
 from weft.server.tenants import Tenants
@@ -223,6 +223,13 @@ class Library:
             raise invalid("name", "is the base model's")
 
     # ---- within quotas
+
+    def allowance(self, tenant: TenantContext, name: str, largest: int) -> Allowance:
+        """How large a new version of `name` may be; raises ApiError where there may be none."""
+        self.check_name(name)
+        holdings, quotas = self._holdings(tenant), self._quotas(tenant)
+        holdings.check_name(quotas, name)
+        return holdings.allowance(quotas, largest)
 
     def _put(
         self,

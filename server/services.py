@@ -70,6 +70,7 @@ class Services:
         metrics.add_series(partial(usage_series, usage.meter, known, names[0]))
         metrics.add(AuditCollector(audit))
         registry.on_withdraw = audit.withdrawn
+        registry.on_prune = audit.pruned
         admission = Admission(settings.max_num_seqs + settings.max_queue, tenants)
         library = Library(
             engine,

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from msgspec import structs
 from pydantic import Field
 
-from weft.adapters.checkpoint import MAX_CONFIG_BYTES
 from weft.adapters.errors import UnknownAdapter
 from weft.adapters.registry import Adapter
 from weft.adapters.tenancy import TenantContext
@@ -22,8 +21,6 @@ from weft.server.library import Installed
 from weft.server.services import Services, services_of
 
 _FLAG = "--allow-runtime-adapters"
-# Boundaries and part headers of an upload, beside its two files.
-_FRAMING_BYTES = 16 * 1024
 _PAGE = 1000
 Json = dict[str, Any]
 
@@ -178,20 +175,20 @@ def if_match(request: Request) -> str | None:
 
 
 async def _install(request: Request, services: Services, name: str, dry_run: bool) -> Installed:
-    library, limit = services.library, services.settings.max_adapter_size
+    library, settings = services.library, services.settings
     tenant, expected = request.state.tenant, if_match(request)
+    allowance = library.allowance(tenant, name, settings.max_adapter_size)
     content_type = request.headers.get("content-type", "").lower()
     if not content_type.startswith("application/json"):
-        allowed = limit + MAX_CONFIG_BYTES + _FRAMING_BYTES
-        async with received(request, services.registry.arrivals(), allowed) as files:
+        async with received(request, services.registry.arrivals(), allowance) as files:
             return await library.install(tenant, name, files, expected=expected, dry_run=dry_run)
     body = parse(PutAdapterRequest, await read_json_bytes(request))
     if (body.path is None) == (body.repo is None):
         raise invalid("path", "give either path or repo")
     if body.path is not None:
-        folder = allowed_folder(body.path, services.settings.adapter_root, limit)
-    elif services.settings.allow_hub_adapters:
-        folder = await library.work(fetched_folder, body.repo or "", body.revision, limit)
+        folder = allowed_folder(body.path, settings.adapter_root, allowance)
+    elif settings.allow_hub_adapters:
+        folder = await library.work(fetched_folder, body.repo or "", body.revision, allowance)
     else:
         values = {"flag": "--allow-hub-adapters"}
         raise ApiError(ErrorCode.ADAPTER_LOADING_DISABLED, param="repo", values=values)

@@ -15,18 +15,18 @@ from weft.adapters.checkpoint import (
 )
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
-from weft.server.api.sources import too_large
 from weft.server.errors import invalid
+from weft.server.holdings import Allowance
 from weft.server.vocabulary import TOKENIZER_FILE
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
-def fetched_folder(repo: str, revision: str | None, limit: int) -> Path:
+def fetched_folder(repo: str, revision: str | None, allowance: Allowance) -> Path:
     """A repository's adapter, fetched into the hub's cache, all files of one commit.
 
-    Raises ApiError where that fails, or where a file has more than `limit` bytes, and
-    AdapterInvalid where the repository holds no adapter that can be read.
+    Raises ApiError where that fails, or where a file is larger than allowed, and AdapterInvalid
+    where the repository holds no adapter that can be read.
     """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -37,9 +37,10 @@ def fetched_folder(repo: str, revision: str | None, limit: int) -> Path:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         names = _needed(sizes)
-        if any(sizes[name] > limit for name in names):
-            raise too_large(limit)
-        if sizes.get(TOKENIZER_FILE, limit) < limit:  # to be compared with the base's
+        most = allowance.bytes
+        if any(sizes[name] > most for name in names):
+            raise allowance.refusal
+        if sizes.get(TOKENIZER_FILE, most) < most:  # to be compared with the base's
             names.append(TOKENIZER_FILE)
         files = [hf_hub_download(repo, name, revision=info.sha) for name in names]
     except (HfHubHTTPError, HFValidationError, OSError) as error:

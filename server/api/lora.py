@@ -46,7 +46,8 @@ async def load_lora_adapter(
     if not body.load_inplace and _exists(request, name):
         raise invalid("lora_name", f"'{name}' is loaded already; set load_inplace to replace it")
     settings = services.settings
-    folder = allowed_folder(body.lora_path, settings.adapter_root, settings.max_adapter_size)
+    allowance = services.library.allowance(tenant, name, settings.max_adapter_size)
+    folder = allowed_folder(body.lora_path, settings.adapter_root, allowance)
     installed = await services.library.install(tenant, name, folder, expected=if_match(request))
     if installed.version is not None:
         note_load(request, installed.before, installed.version)

@@ -14,14 +14,15 @@ from weft.adapters.checkpoint import (
 )
 from weft.adapters.header import WEIGHTS_NAME
 from weft.server.errors import ApiError, ErrorCode, invalid
+from weft.server.holdings import Allowance
 
 _TENSOR_FILES = (WEIGHTS_NAME, ADAPTERHUB_WEIGHTS_NAME, HEAD_NAME)
 
 
-def allowed_folder(path: str, roots: Sequence[Path], limit: int) -> Path:
+def allowed_folder(path: str, roots: Sequence[Path], allowance: Allowance) -> Path:
     """The adapter's folder that `path` names, relative to a root or absolute, links resolved.
 
-    limit: bytes of a file of tensors   Raises ApiError where path, files or the links among them
+    allowance: for a file of tensors   Raises ApiError where path, files or the links among them
     lead out of all roots, and AdapterInvalid where there is no adapter.
     """
     if not roots:
@@ -36,14 +37,9 @@ def allowed_folder(path: str, roots: Sequence[Path], limit: int) -> Path:
         if not _is_below(_resolve(folder / name), resolved):
             raise _forbidden(f"{name} is a link to outside of the folders open for loading")
     files = [folder / name for name in _TENSOR_FILES if (folder / name).is_file()]
-    if any(file.stat().st_size > limit for file in files):
-        raise too_large(limit)
+    if any(file.stat().st_size > allowance.bytes for file in files):
+        raise allowance.refusal
     return folder
-
-
-def too_large(limit: int) -> ApiError:
-    """The answer to an adapter beyond what the server takes."""
-    return ApiError(ErrorCode.REQUEST_TOO_LARGE, values={"what": "adapter", "limit": limit})
 
 
 def _resolve(path: Path) -> Path:

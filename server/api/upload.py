@@ -11,15 +11,18 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from weft.adapters.checkpoint import CONFIG_NAME
+from weft.adapters.checkpoint import CONFIG_NAME, MAX_CONFIG_BYTES
 from weft.adapters.header import WEIGHTS_NAME
 from weft.server.api.body import SILENCE_SECONDS
 from weft.server.errors import ApiError, ErrorCode, invalid
+from weft.server.holdings import Allowance
 
 if TYPE_CHECKING:  # the library has this name for type checkers only
     from python_multipart.multipart import MultipartCallbacks
 
 _WRITE_BYTES = 1 << 20
+_BESIDE_WEIGHTS = MAX_CONFIG_BYTES + 16 * 1024
+"""The configuration, boundaries and the parts' headers."""
 
 
 class UploadedFiles(NamedTuple):
@@ -32,8 +35,10 @@ class UploadedFiles(NamedTuple):
 class _Parts:
     """Writes each part's data to the file of its name; refuses every other part."""
 
-    def __init__(self, files: UploadedFiles) -> None:
+    def __init__(self, files: UploadedFiles, allowance: Allowance) -> None:
         self._files = {CONFIG_NAME: files.config, WEIGHTS_NAME: files.weights}
+        self._allowance = allowance
+        self._weights = 0
         self._missing = set(self._files)
         self._file: BinaryIO | None = None
         self._field = self._value = b""
@@ -86,6 +91,10 @@ class _Parts:
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         assert self._file is not None
+        if self._file is self._files[WEIGHTS_NAME]:
+            self._weights += end - start
+            if self._weights > self._allowance.bytes:
+                raise self._allowance.refusal
         self._file.write(memoryview(data)[start:end])
 
     def _end(self) -> None:
@@ -93,20 +102,26 @@ class _Parts:
 
 
 @asynccontextmanager
-async def received(request: Request, folder: Path, limit: int) -> AsyncIterator[UploadedFiles]:
-    """The files of an upload of at most `limit` bytes, on the disk of `folder` meanwhile.
+async def received(
+    request: Request, folder: Path, allowance: Allowance
+) -> AsyncIterator[UploadedFiles]:
+    """The files of an upload, on the disk of `folder` meanwhile.
 
-    Raises ApiError where the body is anything but the two parts.
+    Raises ApiError where the body is anything but the two parts, or, as soon as it is known, larger
+    than allowed.
     """
     boundary = _boundary(request)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > allowance.bytes + _BESIDE_WEIGHTS:
+        raise allowance.refusal
     with ExitStack() as stack:
         files = UploadedFiles(
             *(stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(2))
         )
-        parts = _Parts(files)
+        parts = _Parts(files, allowance)
         parser = MultipartParser(boundary, parts.callbacks)
         try:
-            async for data in _blocks(request, limit):
+            async for data in _blocks(request, allowance):
                 await asyncio.to_thread(parser.write, data)
         except FormParserError:
             raise invalid("body", "is not valid multipart/form-data") from None
@@ -127,7 +142,7 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
-async def _blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def _blocks(request: Request, allowance: Allowance) -> AsyncIterator[bytes]:
     """The body in blocks of about a megabyte, so that few of them need a thread."""
     stream = request.stream()
     block = bytearray()
@@ -138,9 +153,8 @@ async def _blocks(request: Request, limit: int) -> AsyncIterator[bytes]:
                 chunk = await anext(stream, b"")
             block += chunk
             size += len(chunk)
-            if size > limit:
-                values = {"what": "upload", "limit": limit}
-                raise ApiError(ErrorCode.REQUEST_TOO_LARGE, values=values)
+            if size > allowance.bytes + _BESIDE_WEIGHTS:
+                raise allowance.refusal
             if len(block) >= _WRITE_BYTES or (block and not chunk):
                 yield bytes(block)
                 block.clear()

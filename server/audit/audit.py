@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from weft.adapters.holds import Hold, Lease
+from weft.adapters.tenancy import TenantContext
+from weft.adapters.version import Version
 from weft.server.audit.journal import Journal
 from weft.server.policy import Caller
 
@@ -87,6 +89,11 @@ class Audit:
         if isinstance(hold, Lease):
             facts |= {"name": hold.name, "version": hold.version}
         self.tell("adapter.withdraw", facts | {"digest": hold.digest, "reason": reason})
+
+    def pruned(self, ctx: TenantContext, version: Version) -> None:
+        """An old version was removed, as retention says."""
+        facts = {"name": version.name, "version": version.version, "digest": version.digest}
+        self.tell("adapter.prune", {"tenant": ctx.id, **facts})
 
     def close(self) -> None:
         """Tells that the server stops, and closes the log."""

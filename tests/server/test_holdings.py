@@ -4,20 +4,27 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
-from api_server import Api, api
+import pytest
+from api_server import Api, adapter_parts, api
 from fake_engine import FakeEngine
 from tenants_files import tenants_file
 
+MIB = 1 << 20
+CHUNK = bytes(MIB // 4)
 FILE_BYTES = 4096  # of a test adapter on the device, as the fake engine says
 
 
 @asynccontextmanager
-async def tenant(folder: Path, quotas: str, engine: FakeEngine | None = None) -> AsyncIterator[Api]:
+async def tenant(
+    folder: Path, quotas: str, engine: FakeEngine | None = None, **settings: Any
+) -> AsyncIterator[Api]:
     """An API whose tenant acme, of key "a", has these quotas; bolt has none."""
     more = f"[tenants.acme]\nquotas = {{ {quotas} }}\n"
-    with api(folder, engine, tenants=tenants_file(folder, more, acme="a", bolt="b")) as made:
+    tenants = tenants_file(folder, more, acme="a", bolt="b")
+    with api(folder, engine, tenants=tenants, **settings) as made:
         yield made
         assert made.registry.check() == ()
 
@@ -64,6 +71,75 @@ async def test_stored_bytes_of_all_versions_the_same_bytes_once(tmp_path: Path) 
         async with made.client(authorization="Bearer a") as client:
             shown = (await client.get("/v1/adapters/a")).json()
             assert [version["version"] for version in shown["versions"]] == [1, 2]
+
+
+class Sent:
+    """The body of an upload whose weights are so large, and how many bytes of it were taken."""
+
+    def __init__(self, weights: int, framed: bool) -> None:
+        config, _ = adapter_parts()
+        self.bytes = 0
+        parts = [("adapter_config.json", config), ("adapter_model.safetensors", b"")]
+        heads = [
+            f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + data
+            for name, data in parts
+        ]
+        self._head, self._tail = b"\r\n".join(heads), b"\r\n--b--\r\n"
+        self._weights = weights
+        length = len(self._head) + weights + len(self._tail)
+        self.headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        self.headers |= {"Content-Length": str(length)} if framed else {}
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        chunks = [CHUNK] * (self._weights // len(CHUNK))
+        for data in (self._head, *chunks, self._tail):
+            self.bytes += len(data)
+            yield data
+
+
+async def send(made: Api, name: str, weights: int, framed: bool) -> tuple[httpx.Response, int]:
+    sent = Sent(weights, framed)
+    async with made.client(authorization="Bearer a", **sent.headers) as client:
+        answer = await client.put(f"/v1/adapters/{name}", content=aiter(sent))
+    return answer, sent.bytes
+
+
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize(
+    ("quotas", "weights", "code"),
+    [
+        (f"adapter_bytes = {4 * MIB}", 64 * MIB, "quota_exceeded"),
+        (f"adapter_bytes = {4 * MIB}", 7 * MIB, "quota_exceeded"),
+        (f"adapter_bytes = {64 * MIB}", 64 * MIB, "request_too_large"),
+        ("adapters = 1", MIB, "quota_exceeded"),
+    ],
+)
+async def test_an_upload_is_refused_before_it_has_come(
+    tmp_path: Path, quotas: str, weights: int, code: str, framed: bool
+) -> None:
+    async with tenant(tmp_path, quotas, max_adapter_size=32 * MIB) as made:
+        assert (await put(made, "a", 1)).status_code == 200
+        answer, taken = await send(made, "b", weights, framed)
+        assert answer.json()["error"]["code"] == code
+        assert answer.headers["connection"] == "close"
+        allowed = {"quota_exceeded": 4 * MIB, "request_too_large": 32 * MIB}[code]
+        assert taken <= (0 if framed or "adapters" in quotas.split() else allowed + 2 * MIB)
+        assert await names(made) == ["a"]
+        assert not list(made.registry.arrivals().glob(".*"))
+
+
+async def test_what_is_stored_may_come_again_where_there_is_no_more_room(tmp_path: Path) -> None:
+    config, weights = adapter_parts(1)
+    quota = f"adapter_bytes = {len(weights)}"
+    files = {"adapter_config.json": config, "adapter_model.safetensors": weights}
+    async with tenant(tmp_path, quota) as made, made.client(authorization="Bearer a") as client:
+        for _ in range(2):
+            again = await client.put("/v1/adapters/a", files=files)
+            assert (again.status_code, again.json()["version"]) == (200, 1)
+        files["adapter_config.json"] = adapter_parts(2)[0]
+        assert refused(await client.put("/v1/adapters/a", files=files), "bytes of adapters")
+        files["adapter_model.safetensors"] = weights + bytes(1)
+        assert refused(await client.put("/v1/adapters/a", files=files), "bytes of adapters")
 
 
 async def test_dense_deltas_have_a_limit_of_their_own(tmp_path: Path) -> None:

@@ -235,6 +235,19 @@ async def test_reloads_and_withdrawn_adapters_are_written_down(tmp_path: Path) -
     assert events(tmp_path)[3]["digest"] == digest
 
 
+async def test_versions_that_retention_removed_are_written_down(tmp_path: Path) -> None:
+    tenants = tenants_file(tmp_path, acme="a", bolt="b")
+    with api(tmp_path, tenants=tenants, keep_versions=2) as made:
+        acme, bolt = made.services.tenants.contexts
+        digests = [await made.add("bot", tenant=acme, seed=seed) for seed in range(4)]
+        await made.add("bot", tenant=bolt)
+        await made.services.library.prune_all()
+    told = [e for e in events(tmp_path) if e["event"] == "adapter.prune"]
+    assert [(e["tenant"], e["name"], e["version"], e["digest"], e["role"]) for e in told] == [
+        ("acme", "bot", number, digests[number - 1], "server") for number in (1, 2)
+    ]
+
+
 def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -17,9 +17,12 @@ from fake_engine import stats_of
 
 from weft.adapters.errors import AdapterInvalid, StorageFull
 from weft.server.api.hub import fetched_folder
+from weft.server.holdings import Holdings
+from weft.server.policy import NO_QUOTAS
 from weft.server.tenants import DEFAULT_TENANT
 
 PATH = "/v1/adapters/pirate"
+SMALL = Holdings((), {}).allowance(NO_QUOTAS, 100)
 
 
 def parts(seed: int = 0) -> list[tuple[str, tuple[str, bytes]]]:
@@ -241,7 +244,7 @@ def test_what_is_fetched_from_the_hub(
     files: tuple[str, ...], fetched: tuple[int, ...], hub: "Hub"
 ) -> None:
     hub.files = dict.fromkeys(files, 10)
-    folder = fetched_folder("owner/name", "v1", 100)
+    folder = fetched_folder("owner/name", "v1", SMALL)
     assert folder == hub.folder
     assert hub.asked == ("owner/name", "v1")
     assert hub.fetched == [("owner/name", files[index], "c0ffee") for index in fetched]
@@ -260,7 +263,7 @@ def test_what_is_fetched_from_the_hub(
 def test_repositories_that_hold_no_adapter(files: tuple[str, ...], said: str, hub: "Hub") -> None:
     hub.files = dict.fromkeys(files, 10)
     with pytest.raises(AdapterInvalid, match=re.escape(said)):
-        fetched_folder("owner/name", None, 100)
+        fetched_folder("owner/name", None, SMALL)
     assert not hub.fetched
 
 
