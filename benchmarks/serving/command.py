@@ -9,7 +9,7 @@ results/serving.json, and a picture with --plot.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +61,9 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw, with matplotlib")] = None,
 ) -> None:
     """Runs the workloads and writes the results file."""
-    chosen = _chosen(workloads)
+    chosen = [_one_of("--workloads", name.strip(), WORKLOADS) for name in workloads.split(";")]
+    _one_of("--dialect", dialect, DIALECTS)
+    _one_of("--model", model, BASES)
     lengths = _range("--prompt", prompt), _range("--answer", answer)
     load = Load(rate, seconds, seed, cv, *lengths, vocabulary)
     promise = Promise(slo_first_token, slo_inter_token)
@@ -148,12 +150,10 @@ def _written(run: Run, promise: Promise, floor: Floor | None) -> dict[str, Any]:
     }
 
 
-def _chosen(workloads: str) -> list[str]:
-    names = [name.strip() for name in workloads.split(";")]
-    for name in names:
-        if name not in WORKLOADS:
-            raise typer.BadParameter(f"--workloads: {name} is none of {'; '.join(WORKLOADS)}")
-    return names
+def _one_of(flag: str, name: str, names: Collection[str]) -> str:
+    if name not in names:
+        raise typer.BadParameter(f"{flag}: {name} is none of {'; '.join(names)}")
+    return name
 
 
 def _range(flag: str, text: str) -> tuple[int, int]:

@@ -1,0 +1,25 @@
+"""The benchmark of registered adapters: a run of seconds from end to end."""
+
+import json
+from pathlib import Path
+
+import machine
+import pytest
+import registered
+import workload
+
+
+def test_two_servers_are_asked_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(workload, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(registered, "HOT", 4)
+    registered.main(registered=9, repeats=2, requests=8, results="few")
+    found = json.loads((tmp_path / "few.json").read_text())
+    assert list(found["sides"]) == ["4 registered", "9 registered"]
+    for side in found["sides"].values():
+        assert side["errors"] == 0
+        assert side["spread"][0] <= side["tokens_per_second"] <= side["spread"][1]
+        assert side["server_memory_bytes"] > 1 << 20
+        assert all(seconds > 0 for seconds in side["seconds_of"].values())
+    ratio = found["ratio"]
+    assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
