@@ -23,28 +23,19 @@ from weft.kernels.segments import Segments
 _MANY_ROWS = 64
 
 
-class Adapted(nn.Module):
+class Adapted:
     """A base module and its adapters' operations. Base rows come out as the base computes them.
 
-    A module in which no slot of the step has an operation costs one set lookup.
+    The module stays where it is; its forward is replaced in steps in which an adapter is used, so
+    that others cost nothing. One in which no slot of the step has an operation costs a set lookup.
     """
 
     def __init__(self, base: nn.Module, tables: ModuleTables, state: StepState) -> None:
-        super().__init__()
-        self.base = base
         self.tables = tables
         self.state = state
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight: modelling code reads its dtype or ties it."""
-        return self.base.get_parameter("weight")
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        bias: Tensor | None = getattr(self.base, "bias", None)
-        return bias
+        self._base = base
+        self._forward = base.forward
+        state.watch(self._attach)
 
     def segments(self) -> Segments:
         """The adapter rows among the rows that this module sees."""
@@ -58,12 +49,17 @@ class Adapted(nn.Module):
         """x: the step's rows in order, as the base module takes them."""
         segments = self.segments()
         active = self.tables.active(segments.slots)
-        y: Tensor = self.base(x) if active is None else self.adapted(x, active, segments)
+        y = self.computed(x) if active is None else self.adapted(x, active, segments)
         if self.state.layers:
             self.add_layers(y.view(-1, y.shape[-1]), self.rows(x))
         if active is not None:
             for change, table in active.ends:
                 change(y.view(-1, y.shape[-1]), self.rows(x), table, segments)
+        return y
+
+    def computed(self, x: Tensor) -> Tensor:
+        """All rows as the base computes them."""
+        y: Tensor = self._forward(x)
         return y
 
     def add_layers(self, y: Tensor, x: Tensor) -> None:
@@ -98,7 +94,7 @@ class Adapted(nn.Module):
             for change, table in active.inputs:
                 change(rows, table, segments)
             x = rows.view(x.shape)
-        y: Tensor = self.base(x)
+        y = self.computed(x)
         results = y.view(-1, y.shape[-1])
         # Where several operations change few rows, to widen and round them once is faster.
         together = len(active.outputs) > 1 and len(rows) < _MANY_ROWS
@@ -108,6 +104,13 @@ class Adapted(nn.Module):
         if wide is not results:
             results.copy_(wide)
         return y
+
+    def _attach(self, used: bool) -> None:
+        """Told whether steps use adapters from now on."""
+        if used:
+            self._base.__dict__["forward"] = self.forward
+        else:
+            self._base.__dict__.pop("forward", None)
 
 
 class AdaptedLinear(Adapted):
@@ -161,7 +164,7 @@ def adapt(
     arena: Tensor,
     slots: int,
 ) -> AdaptedModules:
-    """Wraps, in place, each module of `base` that adapters can change; call it last, after tying.
+    """Lets adapters change each module of `base` that they can; call it last, after tying.
 
     layouts: of the modules beside linear layers and embeddings, by name
     """
@@ -175,8 +178,7 @@ def adapt(
                 tables[name] = _sublayer_tables(model, sublayers[name], state, arena, slots)
             else:
                 tables[name] = ModuleTables(module, arena, slots)
-            wrapper = _wrapper(module, is_head=name == base.head)
-            model.set_submodule(name, wrapper(module, tables[name], state))
+            _wrapper(module, is_head=name == base.head)(module, tables[name], state)
     for name, layout in layouts.items():
         module = model.get_submodule(name)
         maps = [m for m in base.experts.values() if m.module == name and m.refusal is None]

@@ -1,6 +1,7 @@
-"""What wrapped modules are told of the step that is being computed. Knows no modules."""
+"""What adapted modules are told of the step that is being computed. Knows no modules."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -47,6 +48,27 @@ class StepState:
     virtual: tuple[VirtualRows, ...] = ()
     layers: tuple[Layer, ...] = ()
     queries: Tensor | None = None
+    _used: bool = False
+    _told: list[Callable[[bool], None]] = field(default_factory=list)
+
+    def begin(
+        self,
+        segments: Segments,
+        kept: Segments,
+        virtual: tuple[VirtualRows, ...],
+        layers: tuple[Layer, ...],
+    ) -> None:
+        """The next step; see the class."""
+        self.segments, self.kept, self.virtual, self.layers = segments, kept, virtual, layers
+        used = bool(segments or virtual or layers)
+        if used != self._used:
+            self._used = used
+            for tell in self._told:
+                tell(used)
+
+    def watch(self, tell: Callable[[bool], None]) -> None:
+        """Calls `tell` when the next step is the first that uses adapters, or that does not."""
+        self._told.append(tell)
 
     def attended(self) -> Tensor:
         """The queries of the attention whose output is projected now."""

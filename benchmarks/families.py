@@ -90,7 +90,8 @@ def _linears(base: BaseModules, *ends: str) -> Iterator[tuple[str, int, int]]:
             yield name, module.in_features, module.out_features
 
 
-def _low_rank(rank: int, *ends: str) -> Callable[[BaseModules], Ops]:
+def low_rank(rank: int, *ends: str) -> Callable[[BaseModules], Ops]:
+    """Pairs of one rank on the linear layers whose names end so; without `ends` on all of them."""
     return lambda base: {
         name: (_pair(rank, inputs, outputs),) for name, inputs, outputs in _linears(base, *ends)
     }
@@ -237,8 +238,8 @@ def _near_one(*shape: int) -> Tensor:
 
 
 FAMILIES: dict[str, Family] = {
-    "low rank 16": Family("LORA and what lowers to it, all linear layers", _low_rank(16)),
-    "low rank 256": Family("VERA at its default rank, q and v", _low_rank(256, *_ATTENTION)),
+    "low rank 16": Family("LORA and what lowers to it, all linear layers", low_rank(16)),
+    "low rank 256": Family("VERA at its default rank, q and v", low_rank(256, *_ATTENTION)),
     "dora 16": Family("LORA with use_dora, all linear layers", _dora),
     "ia3": Family("IA3, k, v and down", _ia3),
     "biases": Family("BEFT and bias, all linear layers", _biases),

@@ -33,10 +33,7 @@ class Forward:
         """
         self.attention.batch = batch.paged
         self.attention.adapters = self.adapters
-        self.adapters.segments = batch.segments
-        self.adapters.kept = batch.kept_segments
-        self.adapters.virtual = batch.virtual
-        self.adapters.layers = batch.layers
+        self.adapters.begin(batch.segments, batch.kept_segments, batch.virtual, batch.layers)
         logits: Tensor = self.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,

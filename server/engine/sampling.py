@@ -17,6 +17,7 @@ from weft.server.engine.messages import Sampling, TokenLogprobs
 # Most truncated distributions end within this many tokens; the others pay for a full sort.
 _CANDIDATES = 256
 _BLOCK = 512
+_MANY_BLOCKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +176,30 @@ def _adjust_row(scores: Tensor, row: SampleRow) -> None:
 def _choose(scores: Tensor, rows: Sequence[SampleRow]) -> list[int]:
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     if not drawn:
-        return scores.argmax(dim=-1).tolist()
+        return _largest(scores).tolist()
     if len(drawn) == len(rows):
         return _draw(scores, rows).tolist()
     largest = [index for index, row in enumerate(rows) if row.sampling.temperature <= 0]
     tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
-    tokens[largest] = scores[largest].argmax(dim=-1)
+    tokens[largest] = _largest(scores[largest])
     tokens[drawn] = _draw(scores[drawn], [rows[index] for index in drawn])
     return tokens.tolist()
+
+
+def _largest(scores: Tensor) -> Tensor:
+    """The first of each row's largest scores, [rows, vocabulary] → int64 [rows]."""
+    whole = scores.shape[-1] // _BLOCK * _BLOCK
+    if scores.is_cuda or whole < _MANY_BLOCKS * _BLOCK:
+        return scores.argmax(dim=-1)
+    # First a block, then a token in it: on a CPU a maximum takes a tenth of an argmax's time.
+    blocks = scores[:, :whole].unflatten(-1, (-1, _BLOCK))
+    maxima, block = blocks.amax(dim=-1).max(dim=-1)
+    inside = blocks[torch.arange(len(scores)), block].argmax(dim=-1)
+    tokens = block * _BLOCK + inside
+    if whole == scores.shape[-1]:
+        return tokens
+    last, index = scores[:, whole:].max(dim=-1)
+    return torch.where(last > maxima, whole + index, tokens)
 
 
 def _draw(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:

@@ -45,10 +45,25 @@ def test_the_head_sees_only_kept_rows(arch: str, tmp_path: Path) -> None:
 def test_other_rows_than_the_steps_are_an_error(tmp_path: Path) -> None:
     folder = save_lora(tmp_path, "llama", target_modules=["q_proj"])
     model = AdaptedModel("llama", [folder])
-    state = model.forward.adapters
-    state.segments = state.kept = Segments.from_slots([0] * 5)
+    segments = Segments.from_slots([0] * 5)
+    model.forward.adapters.begin(segments, segments, (), ())
     with pytest.raises(RuntimeError, match="24 rows in a step of 5"):
         model.model(input_ids=IDS.view(1, -1), use_cache=False)
+
+
+def test_a_step_without_adapters_runs_the_modules_as_they_were(tmp_path: Path) -> None:
+    model = AdaptedModel("llama", [save_lora(tmp_path, "llama", target_modules=["q_proj"])])
+    modules = list(model.model.modules())
+
+    def replaced() -> int:
+        return sum("forward" in vars(module) for module in modules)
+
+    model.logits(IDS, [-1, -1, -1])
+    assert replaced() == 0
+    model.logits(IDS, [-1, 0, -1])
+    assert replaced() == len(model.base)
+    model.logits(IDS, [-1, -1, -1])
+    assert replaced() == 0
 
 
 def test_an_emptied_slot_is_the_base_again(tmp_path: Path) -> None:

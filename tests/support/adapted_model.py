@@ -55,7 +55,7 @@ class AdaptedModel:
         self.model = tiny_model(arch, **model) if isinstance(arch, str) else arch
         use_paged_attention(self.model)
         spec = KVSpec.discover(self.model)
-        base = BaseModules.of(self.model, spec.refused)
+        self.base = base = BaseModules.of(self.model, spec.refused)
         self.plans = [
             lower_folder(adapter, self.model, spec.shapes) if isinstance(adapter, Path) else adapter
             for adapter in adapters

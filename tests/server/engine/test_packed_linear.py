@@ -11,13 +11,13 @@ from weft.server.engine.packed_linear import PackedLinear, pack_linears
 
 def layers(dtype: torch.dtype = torch.bfloat16) -> nn.Sequential:
     torch.manual_seed(0)
-    shapes = [(1024, 512, True), (512, 1024, False), (1024, 100, True)]
+    shapes = [(1024, 512, True), (512, 1024, False), (1024, 64, True)]
     return nn.Sequential(
         *(nn.Linear(i, o, bias=b, dtype=dtype) for i, o, b in shapes)
     ).requires_grad_(False)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 130])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 130])
 def test_bit_for_bit_the_same(rows: int) -> None:
     model = layers()
     x = torch.randn(1, rows, 1024, dtype=torch.bfloat16)

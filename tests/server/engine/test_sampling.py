@@ -307,6 +307,16 @@ def test_min_tokens_counts_what_was_generated() -> None:
     assert tokens_of(logits, [early, late]) == [0, 2]
 
 
+@pytest.mark.parametrize("vocabulary", [8192, 9000])
+def test_greedy_takes_the_first_of_equals_in_a_large_vocabulary(vocabulary: int) -> None:
+    logits = random_logits(4, vocabulary)
+    top = logits.max() + 1
+    equals = [(0, vocabulary - 1), (600, 601), (1023, 1024), (vocabulary - 2, vocabulary - 1)]
+    for scores, tokens in zip(logits, equals, strict=True):
+        scores[list(tokens)] = top
+    assert tokens_of(logits, [row(temperature=0.0)] * 4) == [first for first, _ in equals]
+
+
 def test_temperatures_near_zero_are_greedy() -> None:
     logits = random_logits(4, 100)
     rows = [row(temperature=1e-6, seed=seed) for seed in range(4)]
