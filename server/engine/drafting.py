@@ -30,7 +30,7 @@ class Drafting:
         self._limits = limits
         self._tables = tables
         self._clock = clock
-        self._speculation = Speculation()
+        self.speculation = Speculation()
         self._sequences = 0  # of the step that was extended and not observed yet
         self._began = self._ready = 0.0
 
@@ -43,7 +43,7 @@ class Drafting:
         if not self._sequences:
             return decodes
         self._began = self._clock()
-        if self._speculation.wants(len(decodes)):
+        if self.speculation.wants(len(decodes)):
             decodes = self._extended(decodes)
         self._ready = self._clock()
         return decodes
@@ -59,20 +59,20 @@ class Drafting:
             history = item.seq.history
             if item.drafts and history is not None and history.match is not None:
                 right = len(run) - 1
-                self._speculation.learn(
+                self.speculation.learn(
                     history.acceptance, history.match.length, len(item.drafts), right
                 )
                 drafted += len(item.drafts)
                 accepted += right
         self.drafted += drafted
         self.accepted += accepted
-        self._speculation.observe(
+        self.speculation.observe(
             sequences, drafted, accepted, seconds=seconds, looking=self._ready - self._began
         )
 
     def _extended(self, decodes: list[Scheduled]) -> list[Scheduled]:
         offers = [self._offer(item.seq) for item in decodes]
-        counts = self._speculation.allot(len(decodes), offers, self._room(len(decodes)))
+        counts = self.speculation.allot(len(decodes), offers, self._room(len(decodes)))
         return [
             self._with_drafts(item, count) if count else item
             for item, count in zip(decodes, counts, strict=True)
@@ -98,7 +98,7 @@ class Drafting:
         match = seq.history.look(seq.tokens)
         if match is None:
             return _NOTHING
-        return Offer(self._speculation.rate(seq.history.acceptance, match.length), drafts)
+        return Offer(self.speculation.rate(seq.history.acceptance, match.length), drafts)
 
     def _with_drafts(self, item: Scheduled, count: int) -> Scheduled:
         seq = item.seq

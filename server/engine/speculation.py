@@ -23,6 +23,7 @@ _RETRY = 128
 _PLAIN_LIFETIME = 256
 _ADDED_LIFETIME = 4096
 _FORGET = 0.995
+_HOPE = 0.25
 
 
 class Recent:
@@ -122,7 +123,11 @@ class Tally:
     def rate(self, expected: float, now: int) -> float:
         """Its share of right ones, which is as `expected` where it has seen nothing of late."""
         faded = self.keep ** (now - self.at)
-        return (self.right * faded + expected) / ((self.right + self.wrong) * faded + 1.0)
+        return (self.right * faded + expected) / (self.weight(now) + 1.0)
+
+    def weight(self, now: int) -> float:
+        """How many it remembers."""
+        return (self.right + self.wrong) * self.keep ** (now - self.at)
 
 
 @dataclass(slots=True)
@@ -141,6 +146,11 @@ class Acceptance:
         tally = self.tallies.get(length)
         return tally.rate(expected, now) if tally else expected
 
+    def hope(self, length: int, now: int) -> float:
+        """How much more than its `rate` it may be, going by how little was seen."""
+        tally = self.tallies.get(length)
+        return _HOPE / (1.0 + tally.weight(now)) ** 0.5 if tally else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -153,20 +163,21 @@ class Offer:
 class Speculation:
     """Decides from measured costs and successes, and never loses more than a share of the time.
 
-    What looking for drafts and checking them costs is paid from a purse that holds seconds. It gets
-    a hundredth of the time and all that drafts save, up to eight steps; without any there are none.
+    What looking for drafts and checking them costs is paid from a purse that holds seconds: at
+    first, and at most, those of eight steps. It gets a hundredth of the time and all that drafts
+    save, and when it is empty there are none.
     """
 
     def __init__(self) -> None:
         self._costs = StepCosts()
-        self._purse = 0.0
+        self._purse: float | None = None
         self._tried = 0
         self._everywhere = Acceptance(_FORGET)
 
     def wants(self, sequences: int) -> bool:
         """Whether drafts for a step of so many sequences are worth looking for."""
         plain = self._costs.plain(sequences)
-        if not plain or self._purse < 0 or self._costs.is_due(sequences):
+        if not plain or (self._purse or 0.0) < 0 or self._costs.is_due(sequences):
             return False
         points = self._costs.added(sequences)
         certain = sequences * MOST_DRAFTS
@@ -182,10 +193,12 @@ class Speculation:
     def rate(self, own: Acceptance, length: int) -> float:
         """How likely a draft from a match of this length is right, in a sequence that knows `own`.
 
-        Sequences that know nothing go by what others saw, and those by the toss of a coin.
+        Sequences that know nothing go by what others saw, and those by the toss of a coin; who had
+        bad luck hopes for better.
         """
         now = self._costs.now
-        return own.rate(length, self._everywhere.rate(length, 0.5, now), now)
+        found = own.rate(length, self._everywhere.rate(length, 0.5, now), now)
+        return min(found + own.hope(length, now), 1.0)
 
     def allot(self, sequences: int, offers: Sequence[Offer], room: int) -> list[int]:
         """How many drafts of each offer to check in a step of `sequences`, at most `room`.
@@ -199,12 +212,11 @@ class Speculation:
             for chance in accumulate([offer.rate] * offer.drafts, mul)
         )[: max(room, 0)]
         best = self._best(sequences, [-chance for chance, _ in ranked])
-        if best or self._is_due:
-            best = best or _PROBES[0]
-            self._tried = self._costs.now
         counts = [0] * len(offers)
-        for _, index in ranked[:best]:
+        for _, index in ranked[: best or self._probe(sequences)]:
             counts[index] += 1
+        if best or self._is_due:
+            self._tried = self._costs.now
         return counts
 
     @property
@@ -213,10 +225,10 @@ class Speculation:
         return self._costs.now - self._tried >= _RETRY
 
     def _best(self, sequences: int, chances: Sequence[float]) -> int:
-        """How many of the descending `chances` to take."""
+        """How many of the descending `chances` give the most tokens a second; 0 if not known."""
         points, plain = self._costs.added(sequences), self._costs.plain(sequences)
         if len(points) < len(_PROBES) or not plain:
-            return _PROBES[len(points)]
+            return 0
         gained = [0.0, *accumulate(chances)]
         best, highest = 0, sequences / plain * _MARGIN
         for drafts in _LADDER:
@@ -226,6 +238,16 @@ class Speculation:
             if speed > highest:
                 best, highest = drafts, speed
         return best
+
+    def _probe(self, sequences: int) -> int:
+        """How many drafts to try though they may not pay, if the purse holds what they cost."""
+        points = self._costs.added(sequences)
+        if len(points) < len(_PROBES):
+            probe = _PROBES[len(points)]
+        else:
+            probe = _PROBES[0] if self._is_due else 0
+        cost = interpolate(points, probe) if points else 0.0
+        return probe if cost <= (self._purse or 0.0) else 0
 
     def learn(self, own: Acceptance, length: int, drafted: int, accepted: int) -> None:
         """Takes in how many of a sequence's drafts were right."""
@@ -237,11 +259,14 @@ class Speculation:
         self, sequences: int, drafted: int, accepted: int, *, seconds: float, looking: float
     ) -> None:
         """Takes in a step: how long it took, and how long it took before to look for drafts."""
-        saved = 0.0
-        plain = self._costs.plain(sequences)
-        if drafted and plain:
-            saved = plain - seconds + accepted * plain / sequences
         self._costs.observe(sequences, drafted, seconds)
-        most = _PURSE_STEPS * (plain or seconds)
-        gained = max(saved, -most) + _SHARE * seconds - looking
-        self._purse = min(self._purse + gained, most)
+        plain = self._costs.plain(sequences) or seconds
+        most = _PURSE_STEPS * plain
+        saved = 0.0
+        if drafted:
+            # What this step took alone may come from a disturbance.
+            points = self._costs.added(sequences)
+            usual = interpolate(points, drafted) if points else most
+            saved = accepted * plain / sequences - min(seconds - plain, usual)
+        purse = most if self._purse is None else self._purse
+        self._purse = min(purse + saved + _SHARE * seconds - looking, most)

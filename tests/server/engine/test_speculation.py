@@ -38,7 +38,7 @@ def computes(sequences: int, drafts: int) -> float:
 
 def steep_start(sequences: int, drafts: int) -> float:
     """The first draft costs much, further ones nothing."""
-    return 1.0 + 0.8 * (drafts > 0)
+    return 1.0 + 0.6 * (drafts > 0)
 
 
 @dataclass
