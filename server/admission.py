@@ -14,10 +14,6 @@ from weft.server.policy import Quotas
 from weft.server.quotas import Account
 from weft.server.tenants import Tenants
 
-# One of several tenants may hold so many times the places that are free: however much it asks for,
-# the others find some.
-FREE_SHARE = 8
-
 
 class Visit:
     """A request that was admitted. used: tokens of it so far; charged but not used is given back"""
@@ -43,6 +39,10 @@ class Visit:
 class Admission:
     """Counts choices from admission to their end; refuses what would exceed `places` or quotas.
 
+    One tenant may have all places while nobody else asks. Where they are taken, refusals fall on
+    those who hold more than their share, by weight among those who are inside: others get theirs,
+    beyond `places`, so that never more than twice as many are held, or one for each tenant.
+
     starting: adapters that are to be there from the beginning are still loading
     """
 
@@ -57,6 +57,7 @@ class Admission:
         self._tenants = tenants
         self._clock = clock
         self._accounts: dict[str, Account] = {}
+        self._weights: dict[Account, float] = {}  # of those that hold places
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -66,10 +67,11 @@ class Admission:
         if self.draining:
             raise ApiError(ErrorCode.DRAINING)
         account = self._account(tenant)
-        self._check_places(account, self._quotas(tenant), sequences)
+        self._check_places(tenant, account, sequences)
         account.count_request()
         self.inside += sequences
         account.inside += sequences
+        self._weights[account] = self._weight(tenant)
         self._empty.clear()
         visit = Visit(account, sequences)
         try:
@@ -78,6 +80,8 @@ class Admission:
             account.give_back(max(visit.charged - visit.used, 0))
             account.inside -= sequences
             self.inside -= sequences
+            if not account.inside:
+                del self._weights[account]
             if not self.inside:
                 self._empty.set()
 
@@ -93,19 +97,26 @@ class Admission:
         """Waits until nothing is inside."""
         await self._empty.wait()
 
-    def _check_places(self, account: Account, quotas: Quotas, sequences: int) -> None:
+    def _check_places(self, tenant: TenantContext, account: Account, sequences: int) -> None:
+        quotas = self._quotas(tenant)
         concurrent, queued = quotas.concurrent_requests, quotas.queued_requests
         at_a_time = self.places if concurrent is None else min(concurrent, self.places)
         if sequences > at_a_time:
             raise invalid("n", f"asks for {sequences} choices, {at_a_time} can be taken at a time")
         held = account.inside + sequences
-        limits = [self.places - self.inside + account.inside]
-        if len(self._tenants.policy.tenants) > 1:
-            limits.append(FREE_SHARE * (self.places - self.inside))
-        if concurrent is not None and queued is not None:
-            limits.append(concurrent + queued)
-        if held > min(limits):
+        free = self.places - self.inside
+        own_line = concurrent is not None and queued is not None and held > concurrent + queued
+        if own_line or (sequences > free and held > self._share(tenant, account)):
             raise ApiError(ErrorCode.QUEUE_FULL)
+
+    def _share(self, tenant: TenantContext, account: Account) -> float:
+        """The places that are the tenant's while the others who hold some want theirs."""
+        weight = self._weight(tenant)
+        present = self._weights | {account: weight}
+        return max(1.0, self.places * weight / sum(present.values()))
+
+    def _weight(self, tenant: TenantContext) -> float:
+        return self._tenants.policy.of(tenant).context.weight
 
     def _account(self, tenant: TenantContext) -> Account:
         """Whom a proxy names at an open server has no quotas, so nothing to remember."""

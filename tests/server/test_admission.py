@@ -120,13 +120,45 @@ def admitted(admission: Admission, tenant: TenantContext, stack: ExitStack) -> i
     return admission.inside - before
 
 
-def test_a_tenant_that_asks_for_everything_leaves_places_for_the_others() -> None:
+def test_who_asks_for_everything_leaves_the_others_their_shares() -> None:
     admission = shared(100)
     with ExitStack() as stack:
-        assert admitted(admission, ACME, stack) == 89
-        assert admitted(admission, BOLT, stack) == 10
+        assert admitted(admission, ACME, stack) == 100
+        assert admitted(admission, BOLT, stack) == 50
     with ExitStack() as stack:
         assert admitted(admission_of(100), DEFAULT_TENANT, stack) == 100
+
+
+def test_refusals_fall_on_who_holds_more_than_its_share() -> None:
+    admission = shared(4)
+    with ExitStack() as acme, ExitStack() as bolt:
+        assert admitted(admission, ACME, acme) == 4
+        assert admitted(admission, BOLT, bolt) == 2
+        acme.close()
+        assert admitted(admission, ACME, acme) == 2
+    assert admission.inside == 0
+
+
+def test_shares_are_by_weight_and_one_place_at_least() -> None:
+    tenants = (TenantPolicy(TenantContext(str(weight), weight)) for weight in (0.1, 1.0, 3.0))
+    policy = Policy({tenant.context.id: tenant for tenant in tenants})
+    admission = Admission(8, Tenants(policy))
+    with ExitStack() as stack:
+        of = {w: policy.tenants[str(w)].context for w in (0.1, 1.0, 3.0)}
+        assert admitted(admission, of[1.0], stack) == 8
+        assert admitted(admission, of[3.0], stack) == 6
+        assert admitted(admission, of[0.1], stack) == 1
+        assert admission.inside <= 2 * admission.places
+
+
+def test_a_request_of_more_choices_than_a_share_waits_for_free_places() -> None:
+    admission = shared(4)
+    with ExitStack() as stack:
+        assert admitted(admission, ACME, stack) == 4
+        with pytest.raises(ApiError, match="queue_full"), admission.admit(BOLT, 3):
+            pass
+        with admission.admit(BOLT, 2):
+            assert admission.inside == 6
 
 
 def test_a_tenants_own_line_is_bounded() -> None:
