@@ -7,18 +7,19 @@ scheduler asks for digests and takes references.
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 
 from weft.adapters.arena import Arena, Installation
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
 from weft.adapters.loader import Loader
 from weft.adapters.out_of_memory import is_out_of_memory
 from weft.adapters.packed import Packed
+from weft.adapters.places import Places
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.adapters.traits import Traits
 
-_AHEAD = 8
+PLACES = 8
 """Versions that may be loading or waiting for room at a time; it bounds host memory."""
 _ATTENTION = 16
 """Steps after which a loaded version that nobody asked for any more stops waiting for room."""
@@ -35,10 +36,15 @@ class ResidentState:
     pinned: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Want:
+    digest: str
     asked: int
     load: Future[Packed] | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self.load is not None and self.load.done()
 
     @property
     def packed(self) -> Packed | None:
@@ -48,7 +54,7 @@ class _Want:
 
 
 class Residency:
-    """Brings wanted versions to the device in the order of first asking, in bounded slices.
+    """Brings wanted versions to the device in bounded slices, each tenant's in the order of asking.
 
     The scheduler calls `ensure` in each step for each version that a request waits for, and
     `pump` is called once before each step.
@@ -60,6 +66,8 @@ class Residency:
         self._loader = loader
         self._step = 0
         self._wanted: dict[str, _Want] = {}
+        self._places: Places[_Want] = Places(PLACES)
+        self._given_up: list[_Want] = []  # their loads have not ended yet
         self._installing: tuple[str, Installation] | None = None
         self._failures: dict[str, Exception] = {}
         self._leaving: set[str] = set()
@@ -68,8 +76,11 @@ class Residency:
 
     # ---- what the scheduler asks
 
-    def ensure(self, digest: str) -> Presence:
-        """Says where a version is, and sees to it that it comes nearer."""
+    def ensure(self, digest: str, tenant: TenantContext = NOBODY) -> Presence:
+        """Says where a version is, and sees to it that it comes nearer.
+
+        tenant: whose place its load takes, if it is wanted by nobody else before
+        """
         if self._pool.ready(digest):
             self._awaited.add(digest)
             return Presence.DEVICE
@@ -77,7 +88,10 @@ class Residency:
             return Presence.FAILED
         if self._installing is not None and self._installing[0] == digest:
             return Presence.LOADING
-        want = self._wanted.setdefault(digest, _Want(self._step))
+        want = self._wanted.get(digest)
+        if want is None:
+            want = self._wanted[digest] = _Want(digest, self._step)
+            self._places.wait(want, tenant)
         want.asked = self._step
         return Presence.LOADING if want.packed is None else Presence.WAITING
 
@@ -123,11 +137,11 @@ class Residency:
 
     # ---- what an operator asks
 
-    def prefetch(self, digest: str) -> None:
+    def prefetch(self, digest: str, tenant: TenantContext = NOBODY) -> None:
         """Wants a version ahead of use, also one that failed or was forgotten before."""
         self._failures.pop(digest, None)
         self._leaving.discard(digest)
-        self.ensure(digest)
+        self.ensure(digest, tenant)
 
     def pin(self, digest: str) -> None:
         """Brings a version and never evicts it."""
@@ -143,7 +157,7 @@ class Residency:
 
     def forget(self, digest: str) -> None:
         """Takes a version off host and device, there when its last reference is given back."""
-        self._wanted.pop(digest, None)
+        self._unwant(digest)
         self._failures.pop(digest, None)
         self._loader.forget(digest)
         self._pool.unpin(digest)
@@ -221,16 +235,19 @@ class Residency:
         passing = [d for d, e in self._failures.items() if not _lasting(e)]
         for digest in passing:
             del self._failures[digest]
-        for digest, want in self._in_turn():
-            if want.load is None:
-                want.load = self._loader.request(digest)
-            if not want.load.done():
+        for want in [want for want in self._given_up if want.loaded]:
+            self._given_up.remove(want)
+            self._places.leave(want)
+        for want in self._places.admit():
+            want.load = self._loader.request(want.digest)
+        for want in self._in_turn():
+            if want.load is None or not want.load.done():
                 continue
             error = want.load.exception()
             if isinstance(error, Exception):
-                self._fail(digest, MemoryError() if is_out_of_memory(error) else error)
+                self._fail(want.digest, MemoryError() if is_out_of_memory(error) else error)
             elif self._step - want.asked > _ATTENTION:
-                del self._wanted[digest]
+                self._unwant(want.digest)
 
     def _begin(self) -> bool:
         """Starts to install the first wanted version that there is room for."""
@@ -245,18 +262,29 @@ class Residency:
             if placement is not None:
                 for slot in placement.evicted:
                     self._clear(slot)
-                del self._wanted[digest]
+                self._unwant(digest)
                 self._installing = digest, self._arena.install(placement, packed)
                 return True
         return False
 
-    def _in_turn(self) -> list[tuple[str, _Want]]:
-        return list(islice(self._wanted.items(), _AHEAD))
+    def _in_turn(self) -> list[_Want]:
+        """Those that have a place and are still wanted."""
+        return [want for want in self._places.taken if self._wanted.get(want.digest) is want]
 
     def _candidates(self) -> Iterator[tuple[str, Packed]]:
-        for digest, want in self._in_turn():
-            if want.packed is not None and self._claim in (None, digest):
-                yield digest, want.packed
+        for want in self._in_turn():
+            if want.packed is not None and self._claim in (None, want.digest):
+                yield want.digest, want.packed
+
+    def _unwant(self, digest: str) -> None:
+        """What is loaded for nobody keeps its place until that has ended."""
+        want = self._wanted.pop(digest, None)
+        if want is None:
+            return
+        if want.load is not None and not want.loaded:
+            self._given_up.append(want)
+        else:
+            self._places.leave(want)
 
     def _advance(self, budget: int) -> int:
         """Copies one slice; returns its bytes, or all of `budget` where only waiting is left."""
@@ -280,7 +308,7 @@ class Residency:
         return copied
 
     def _fail(self, digest: str, error: Exception) -> None:
-        self._wanted.pop(digest, None)
+        self._unwant(digest)
         self._failures[digest] = error
 
     def _drop(self, digest: str) -> None:

@@ -145,7 +145,7 @@ class Library:
         with self._marked_loading(tenant, name):
             upload = await self.work(self._registry.ingest, tenant, source)
             try:
-                report = await self._engine.load(upload.digest)
+                report = await self._engine.load(upload.digest, tenant)
                 if isinstance(source, Path):
                     remark = await self.work(self._remark, source)
                     report = structs.replace(report, warnings=(*report.warnings, *remark))
@@ -213,7 +213,7 @@ class Library:
     async def prefetch(self, tenant: TenantContext, name: str) -> None:
         """Brings a name's current version to the device ahead of use."""
         with self._registry.lease(tenant, name) as lease:
-            await self._engine.prefetch(lease.digest)
+            await self._engine.prefetch(lease.digest, tenant)
 
     def check_name(self, name: str) -> None:
         """Raises ApiError for a name that no adapter may have."""

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 import msgspec
 
 from weft.adapters.errors import AdapterInvalid
-from weft.adapters.tenancy import TenantContext
+from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.server.engine.connection import HEADER, MAX_FRAME, frame
 from weft.server.engine.launch import Launched, launch_process
 from weft.server.engine.messages import (
@@ -200,9 +200,12 @@ class EngineClient:
         if request_id in self._streams and self._up:
             self._send(Abort(request_id, index))
 
-    async def load(self, digest: str) -> LoadReport:
-        """Makes a stored version ready; raises AdapterInvalid, EngineError, EngineUnavailable."""
-        report = await self._call(Load(self._next_id("load"), digest))
+    async def load(self, digest: str, tenant: TenantContext = NOBODY) -> LoadReport:
+        """Makes a stored version ready; raises AdapterInvalid, EngineError, EngineUnavailable.
+
+        tenant: whose share of the places for loads it takes
+        """
+        report = await self._call(Load(self._next_id("load"), digest, tenant))
         if report is None:
             raise EngineError("internal_error", "the load was answered without a report")
         return report
@@ -224,9 +227,9 @@ class EngineClient:
         if self._up:
             self._send(Reserve(self._reserved))
 
-    async def prefetch(self, digest: str) -> None:
-        """Brings a stored version to the device ahead of use."""
-        await self._call(Prefetch(self._next_id("prefetch"), digest))
+    async def prefetch(self, digest: str, tenant: TenantContext = NOBODY) -> None:
+        """Brings a stored version to the device ahead of use; `tenant` as in `load`."""
+        await self._call(Prefetch(self._next_id("prefetch"), digest, tenant))
 
     # ---- wire
 

@@ -19,7 +19,7 @@ from weft.adapters.loader import Loader
 from weft.adapters.out_of_memory import is_out_of_memory
 from weft.adapters.pool import Pool
 from weft.adapters.presence import Presence
-from weft.adapters.residency import Residency
+from weft.adapters.residency import PLACES, Residency
 from weft.adapters.store import Store
 from weft.server.engine import hardware
 from weft.server.engine.batch import StepBatch
@@ -60,8 +60,6 @@ from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)
 COPY_BYTES_PER_STEP = 32 << 20
-LOADS_AT_A_TIME = 4
-"""So that one that takes long does not keep all others waiting."""
 LEAST_LOADER_MEMORY = 256 << 20
 STATS_SECONDS = 0.1
 CHECK_SECONDS = 10.0
@@ -122,10 +120,10 @@ class Engine:
             case Pause():
                 self.scheduler.pause(command.id, paused=command.paused)
             case Load():
-                self.residency.prefetch(command.digest)
+                self.residency.prefetch(command.digest, command.tenant)
                 self.scheduler.add(self._loads.start(command))
             case Prefetch():
-                self.residency.prefetch(command.digest)
+                self.residency.prefetch(command.digest, command.tenant)
                 self._outbox.put(Done(command.id))
             case Pin():
                 (self.residency.pin if command.pinned else self.residency.unpin)(command.digest)
@@ -330,7 +328,7 @@ def _loader(model: ModelHost, versions: Versions | LoaderProcess, config: Engine
     return Loader(
         versions.load,
         capacity=2 * model.facts.adapter_bytes if host_bytes is None else host_bytes,
-        threads=1 if isinstance(versions, Versions) else LOADS_AT_A_TIME,
+        threads=1 if isinstance(versions, Versions) else PLACES,
     )
 
 

@@ -9,6 +9,7 @@ from itertools import islice
 
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.tenancy import TenantContext
 from weft.adapters.traits import PLAIN, Traits, combined
 from weft.server.engine.residency import Residency, error_code
 from weft.server.engine.sequence import Sequence, Share, Status
@@ -19,6 +20,7 @@ class Demand:
     """All live sequences that use one adapter version; they hold one reference to its slot."""
 
     digest: str
+    tenant: TenantContext  # of the first one
     waiting_since: float
     ref: SlotRef | None = None
     traits: Traits = PLAIN  # known once it had a slot
@@ -79,8 +81,9 @@ class AdapterGate:
         for digest in _digests(seq):
             demand = self._demands.get(digest)
             if demand is None:
-                demand = self._demands[digest] = Demand(digest, self._clock())
-                if self._residency.ensure(digest) is Presence.DEVICE:
+                demand = Demand(digest, seq.tenant, self._clock())
+                self._demands[digest] = demand
+                if self._residency.ensure(digest, seq.tenant) is Presence.DEVICE:
                     self._open(demand)
                 else:
                     self._pending[digest] = demand
@@ -102,7 +105,7 @@ class AdapterGate:
         passage = Passage()
         making_room = False
         for demand in list(islice(self._pending.values(), self.WINDOW)):
-            presence = self._residency.ensure(demand.digest)
+            presence = self._residency.ensure(demand.digest, demand.tenant)
             demand.drained &= presence is Presence.DEVICE
             if presence is Presence.DEVICE:
                 if not (demand.drained and making_room):

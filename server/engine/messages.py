@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from weft.adapters.blend import BASE, Blend
-from weft.adapters.tenancy import TenantContext
+from weft.adapters.tenancy import NOBODY, TenantContext
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -107,10 +107,14 @@ class Pause(Message, frozen=True):
 
 
 class Load(Message, frozen=True):
-    """Validates, lowers and makes ready a stored version; answered by Loaded or Failed."""
+    """Validates, lowers and makes ready a stored version; answered by Loaded or Failed.
+
+    tenant: whose share of the places for loads it takes
+    """
 
     id: str
     digest: str
+    tenant: TenantContext = NOBODY
 
 
 class Unload(Message, frozen=True):
@@ -129,10 +133,11 @@ class Pin(Message, frozen=True):
 
 
 class Prefetch(Message, frozen=True):
-    """Brings a stored version to the device ahead of use; answered by Done."""
+    """Brings a stored version to the device ahead of use; answered by Done. tenant: as of a Load"""
 
     id: str
     digest: str
+    tenant: TenantContext = NOBODY
 
 
 class Reserve(Message, frozen=True):

@@ -5,6 +5,7 @@ from typing import Protocol
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.adapters.traits import Traits
 
 
@@ -14,8 +15,8 @@ class Residency(Protocol):
     Room is given between steps, to whoever asked first of those that fit.
     """
 
-    def ensure(self, digest: str) -> Presence:
-        """Says where a version is, and sees to it that it comes nearer.
+    def ensure(self, digest: str, tenant: TenantContext = NOBODY) -> Presence:
+        """Says where a version is, and sees to it that it comes nearer; at whose cost: `tenant`'s.
 
         DEVICE: `acquire` succeeds now. LOADING: ask again. WAITING: loaded, gets room once enough
         versions are unreferenced; ask again. FAILED: cannot come (invalid, damaged, too large).

@@ -16,7 +16,8 @@ from weft.adapters.loader import Loader
 from weft.adapters.packed import Packed, pack
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
-from weft.adapters.residency import Residency, ResidentState
+from weft.adapters.residency import PLACES, Residency, ResidentState
+from weft.adapters.tenancy import TenantContext
 
 ALL = 1 << 30
 SIZE = plan_bytes()
@@ -26,16 +27,19 @@ WAIT = 10.0
 class Desk(Loader):
     """A loader whose loads end only in `serve`, which ends all that were asked for."""
 
-    def __init__(self, capacity: int = 1 << 20) -> None:
-        super().__init__(self.read, capacity=capacity)
+    def __init__(self, capacity: int = 1 << 20, threads: int = 1) -> None:
+        super().__init__(self.read, capacity=capacity, threads=threads)
         self.ranks: dict[str, int] = {}
         self.modules: dict[str, tuple[str, ...]] = {}
         self.errors: dict[str, Exception] = {}
         self.reads: list[str] = []
+        self.requested: list[str] = []
+        self.begun = threading.Semaphore(0)
         self._open = threading.Event()
         self._asked: list[Future[Packed]] = []
 
     def read(self, digest: str) -> Packed:
+        self.begun.release()
         assert self._open.wait(WAIT)
         self.reads.append(digest)
         if digest in self.errors:
@@ -45,6 +49,7 @@ class Desk(Loader):
         return pack(made, torch.float32, 16, pin_memory=False)
 
     def request(self, digest: str) -> Future[Packed]:
+        self.requested.append(digest)
         self._asked.append(super().request(digest))
         return self._asked[-1]
 
@@ -61,10 +66,12 @@ class Desk(Loader):
 class Bench:
     """A residency for `room` versions of rank 4, and what is under it."""
 
-    def __init__(self, room: int = 2, slots: int = 8, host: int = 1 << 20) -> None:
+    def __init__(
+        self, room: int = 2, slots: int = 8, host: int = 1 << 20, threads: int = 1
+    ) -> None:
         self.pool = Pool(room * SIZE, slots)
         self.arena, self.tables = arena(room * SIZE, slots)
-        self.desk = Desk(host)
+        self.desk = Desk(host, threads)
         self.residency = Residency(self.pool, self.arena, self.desk)
 
     def bring(self, *digests: str) -> None:
@@ -112,6 +119,33 @@ def test_copying_is_spread_over_steps_within_the_budget(bench: Bench) -> None:
 def test_small_versions_share_a_steps_budget(bench: Bench) -> None:
     bench.bring("a", "b")
     assert bench.where("a") is bench.where("b") is Presence.DEVICE
+
+
+SLOW, QUICK = (TenantContext(f"slow-{number}") for number in (1, 2)), TenantContext("quick")
+
+
+def test_tenants_whose_loads_take_for_ever_leave_places_for_others() -> None:
+    bench = Bench(threads=PLACES)
+    for tenant in SLOW:
+        for number in range(20):
+            bench.residency.ensure(f"{tenant.id}-{number}", tenant)
+    bench.residency.pump(ALL)
+    requested = list(bench.desk.requested)
+    bench.residency.ensure("first", QUICK)
+    bench.residency.pump(ALL)
+    assert bench.desk.requested == [*requested, "first"]
+    for _ in bench.desk.requested:
+        assert bench.desk.begun.acquire(timeout=WAIT)
+    # Nobody's loads that were given up make room for more of the same while they still run.
+    for digest in requested:
+        bench.residency.forget(digest)
+    for _ in range(3):
+        bench.residency.pump(ALL)
+    assert bench.desk.requested == [*requested, "first"]
+    bench.desk.serve()
+    bench.residency.pump(ALL)
+    assert len(bench.desk.requested) > len(requested) + 1
+    bench.desk.close()
 
 
 class FailingSoon:
@@ -367,7 +401,7 @@ def test_only_so_many_versions_are_in_host_memory_for_want_of_room(bench: Bench)
     wanted = [f"n{index}" for index in range(30)]
     for _ in range(5):
         bench.bring(*wanted)
-    assert len(bench.desk.reads) == 2 + 8
+    assert len(bench.desk.reads) == 2 + PLACES // 2  # all are one tenant's
     for digest in wanted:
         bench.residency.forget(digest)
     for ref in refs:

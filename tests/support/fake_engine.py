@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import structs
 
 from weft.adapters.blend import text_of
-from weft.adapters.tenancy import TenantContext
+from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.server.engine.client import EngineUnavailable
 from weft.server.engine.messages import (
     AdapterState,
@@ -125,7 +125,7 @@ class FakeEngine:
     async def abort(self, request_id: str, index: int | None = None) -> None:
         self.aborted.append((request_id, index))
 
-    async def load(self, digest: str) -> LoadReport:
+    async def load(self, digest: str, tenant: TenantContext = NOBODY) -> LoadReport:
         self._check()
         await self._wait_turn()
         if digest in self.load_failures:
@@ -157,7 +157,7 @@ class FakeEngine:
     def reserve(self, tenants: Iterable[TenantContext]) -> None:
         self.reserved = tuple(tenants)
 
-    async def prefetch(self, digest: str) -> None:
+    async def prefetch(self, digest: str, tenant: TenantContext = NOBODY) -> None:
         self._check()
         self.prefetched.append(digest)
 

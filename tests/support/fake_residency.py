@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.adapters.traits import PLAIN, Traits
 
 
@@ -44,7 +45,7 @@ class FakeResidency:
         """The version that a row with this reference is computed with; None if it is stale."""
         return self._digests[ref] if self.pool.valid(ref) else None
 
-    def ensure(self, digest: str) -> Presence:
+    def ensure(self, digest: str, tenant: TenantContext = NOBODY) -> Presence:
         if self.pool.ready(digest):
             return Presence.DEVICE
         if digest in self._failures:

@@ -9,6 +9,7 @@ from scheduling import Clock, World, limits, request
 from weft.adapters.blend import text_of
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
+from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.gate import AdapterGate
 from weft.server.engine.sequence import Sequence
@@ -201,7 +202,7 @@ class Scripted:
         self.victims: tuple[str, ...] = ()
         self.references = 0
 
-    def ensure(self, digest: str) -> Presence:
+    def ensure(self, digest: str, tenant: TenantContext = NOBODY) -> Presence:
         return self.presence[digest]
 
     def error(self, digest: str) -> Exception:
