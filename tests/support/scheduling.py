@@ -70,6 +70,16 @@ def limits(**changes: object) -> Limits:
     return Limits(**(tiny | changes))  # type: ignore[arg-type]
 
 
+def shape(plan: StepPlan) -> list[tuple[str, int, int]]:
+    """Request, first position and row count of each item."""
+    return [(item.seq.request.id, item.start, item.count) for item in plan.items]
+
+
+def adapters(slots: int = 2, count: int = 4, **how: int) -> FakeResidency:
+    """A residency for `count` versions a0, a1, … of equal size, of which `slots` fit."""
+    return FakeResidency(slots * 10, slots, {f"a{i}": 10 for i in range(count)}, **how)
+
+
 def never_eos(seq: Sequence) -> int:
     """A model whose every answer goes on: its next token is the number of tokens so far."""
     return len(seq.tokens)
