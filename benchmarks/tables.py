@@ -62,7 +62,74 @@ def loads() -> str:
     return table("python benchmarks/loads.py --core 1", found, head, rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"smoke": smoke, "startup": startup, "loads": loads}
+def serving() -> str:
+    """Rates and latencies of each workload, and of its kinds of requests."""
+    found = results("serving")
+    rows = []
+    for name, run in found["runs"].items():
+        rates = f"{run['requests_per_second']:.1f}", f"{run['tokens_per_second']:,.0f}"
+        floor = f"{1e3 * run['floor_step_seconds']:.1f}"
+        rows.append((name, run["sent"], *rates, *latencies(run), floor, f"{run['kept']:.0%}"))
+        for kind, part in run["kinds"].items():
+            rows.append(("", kind, "", "", *latencies(part), "", f"{part['kept']:.0%}"))
+    load, promise = found["load"], found["promise"]
+    options = {
+        "--rate": load["rate"],
+        "--seconds": load["seconds"],
+        "--slo-first-token": promise["first_token"],
+        "--slo-inter-token": promise["inter_token"],
+    }
+    words = " ".join(f"{flag} {value:g}" for flag, value in options.items())
+    columns = "requests/s", "tokens/s", "first token (ms)", "between tokens (ms)", "floor (ms)"
+    head = ("workload", "|sent", *columns, "in time")
+    return table(f"python benchmarks/serving {words}", found, head, rows)
+
+
+def registered() -> str:
+    """What all the registered adapters cost those in use, and who lists them."""
+    found = results("registered")
+    ratios = "1", "{median:.2f} ({least:.2f} to {most:.2f})".format(**found["ratio"])
+    rows = [
+        (
+            name,
+            f"{side['tokens_per_second']:,.0f}",
+            ratio,
+            f"{1e3 * side['first_token_p50']:.0f}",
+            f"{1e3 * side['inter_token_p50']:.0f}",
+            *(f"{1e3 * seconds:.0f}" for seconds in side["seconds_of"].values()),
+            f"{side['server_memory_bytes'] / 2**20:.0f}",
+        )
+        for (name, side), ratio in zip(found["sides"].items(), ratios, strict=True)
+    ]
+    head = (
+        "server",
+        "tokens/s",
+        "throughput, ratio",
+        "first token (ms)",
+        "between tokens (ms)",
+        "`/metrics` (ms)",
+        "`/v1/models` (ms)",
+        "memory (MiB)",
+    )
+    return table("python benchmarks/registered.py", found, head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "smoke": smoke,
+    "startup": startup,
+    "loads": loads,
+    "serving": serving,
+    "registered": registered,
+}
+
+
+def latencies(run: Results) -> tuple[str, str]:
+    """To the first token and between tokens: median and 99th percentile, in milliseconds."""
+    first, between = (
+        " / ".join(f"{1e3 * run[key][p]:,.0f}" for p in ("p50", "p99"))
+        for key in ("first_token", "inter_token")
+    )
+    return first, between
 
 
 def results(name: str) -> Results:

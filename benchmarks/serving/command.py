@@ -30,7 +30,7 @@ from serving.suite import WORKLOADS
 from serving.workloads import Load
 
 WARM_UP, WARM_UP_CLIENTS = 64, 8
-console = Console(width=200)
+console = Console(width=190)
 
 
 def main(
@@ -45,6 +45,7 @@ def main(
     ] = ";".join(WORKLOADS),
     rate: Annotated[float, typer.Option(help="requests a second")] = 10.0,
     cv: Annotated[float, typer.Option(help="coefficient of variation of their gaps")] = 1.0,
+    alpha: Annotated[float, typer.Option(help="of S-LoRA's power law; 1 is even")] = 1.0,
     seconds: Annotated[float, typer.Option(help="of each workload")] = 20.0,
     clients: Annotated[
         int | None, typer.Option(help="of a closed loop, for all workloads; 0: as timed, for all")
@@ -65,7 +66,7 @@ def main(
     _one_of("--dialect", dialect, DIALECTS)
     _one_of("--model", model, BASES)
     lengths = _range("--prompt", prompt), _range("--answer", answer)
-    load = Load(rate, seconds, seed, cv, *lengths, vocabulary)
+    load = Load(rate, seconds, seed, cv, *lengths, vocabulary, alpha)
     promise = Promise(slo_first_token, slo_inter_token)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     server: AbstractContextManager[Served] = (
@@ -127,7 +128,7 @@ def _requests(name: str, served: Served, load: Load) -> tuple[Sequence[Request],
 
 
 def _tell(runs: Mapping[str, Run], promise: Promise, served: Served) -> None:
-    table = report.table(f"in time: {promise}")
+    table = report.table(f"in time: {promise.words}")
     for name, run in runs.items():
         figures = Figures.of(run.outcomes, promise)
         floor = served.floor.step(run.outcomes) if served.floor else None

@@ -20,6 +20,13 @@ class Promise:
     first_token: float = 6.0
     inter_token: float | None = None
 
+    @property
+    def words(self) -> str:
+        """As people say it."""
+        gap = self.inter_token
+        rest = "" if gap is None else f", then a token each {gap:g} s on average"
+        return f"first token within {self.first_token:g} s{rest}"
+
     def kept(self, outcome: Outcome) -> bool:
         """Whether a request was answered so; one that failed was not."""
         if outcome.error is not None or outcome.first_token > self.first_token:

@@ -11,25 +11,24 @@ from serving.request import Outcomes
 _COLUMNS = (
     "workload",
     "sent",
-    "answered",
-    "requests/s",
-    "tokens/s",
-    "first token\np50 / p90 / p99 ms",
-    "between tokens\np50 / p90 / p99 ms",
+    "requests\nfailed",
+    "requests/s\ntokens/s",
+    "first token, ms\np50 / p90 / p99",
+    "between tokens, ms\np50 / p90 / p99",
     "floor\nms",
-    "whole answer\np50 / p90 / p99 ms",
-    "in time",
-    "late\np99 ms",
-    "cached",
-    "at once:\nrows / adapters",
+    "whole answer, ms\np50 / p99",
+    "in time\n%",
+    "late, ms\np99",
+    "cached\n%",
+    "at once: rows\nadapters",
 )
 
 
 def table(title: str) -> Table:
-    """An empty one."""
+    """An empty one; two figures of a cell are named one above the other."""
     made = Table(title=title)
     for number, column in enumerate(_COLUMNS):
-        made.add_column(column, justify="right" if number else "left", no_wrap=True)
+        made.add_column(column, justify="right" if number else "left")
     return made
 
 
@@ -38,16 +37,15 @@ def add_row(made: Table, name: str, sent: str, figures: Figures, floor: float | 
     made.add_row(
         name,
         sent,
-        f"{figures.answered} of {figures.requests}",
-        f"{figures.requests_per_second:.1f}",
-        f"{figures.tokens_per_second:.0f}",
-        _milliseconds(figures.first_token),
-        _milliseconds(figures.inter_token),
+        f"{figures.requests} / {figures.requests - figures.answered}",
+        f"{figures.requests_per_second:.1f} / {figures.tokens_per_second:.0f}",
+        _milliseconds(figures.first_token, "p50", "p90", "p99"),
+        _milliseconds(figures.inter_token, "p50", "p90", "p99"),
         "–" if floor is None else f"{1e3 * floor:.1f}",
-        _milliseconds(figures.whole),
-        f"{100 * figures.kept:.1f} %",
-        "–" if figures.late is None else f"{1e3 * figures.late.p99:.1f}",
-        f"{100 * figures.cached:.0f} %",
+        _milliseconds(figures.whole, "p50", "p99"),
+        f"{100 * figures.kept:.0f}",
+        _milliseconds(figures.late, "p99"),
+        f"{100 * figures.cached:.0f}",
         f"{figures.running:.1f} / {figures.adapters:.1f}",
     )
 
@@ -82,7 +80,10 @@ def save_plot(runs: Mapping[str, Outcomes], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _milliseconds(spread: Spread | None) -> str:
+def _milliseconds(spread: Spread | None, *names: str) -> str:
     if spread is None:
         return "–"
-    return " / ".join(f"{1e3 * value:.1f}" for value in (spread.p50, spread.p90, spread.p99))
+    seconds = (getattr(spread, name) for name in names)
+    return " / ".join(
+        f"{1e3 * value:.0f}" if value > 0.1 else f"{1e3 * value:.1f}" for value in seconds
+    )

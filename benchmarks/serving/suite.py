@@ -55,7 +55,8 @@ def _s_lora(load: Load, names: Names, adapters: int) -> list[Request]:
 
 
 def _punica(load: Load, names: Names, popularity: str) -> list[Request]:
-    return punica(load, names.same, popularity)
+    adapters = names.same[: 2 * CLIENTS] if popularity == "distinct" else names.same
+    return punica(load, adapters, popularity)
 
 
 def _prefix(load: Load, names: Names, shared: bool) -> list[Request]:

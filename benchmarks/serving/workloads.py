@@ -25,6 +25,7 @@ class Load:
 
     rate: requests a second, on average, for so many seconds
     cv: coefficient of variation of the gaps between requests; 1 is a Poisson process
+    alpha: exponent of S-LoRA's power law of popularity
     prompt, answer: the least and the most tokens, of which each request's are drawn evenly
     vocabulary: how many token ids there are
     """
@@ -36,9 +37,10 @@ class Load:
     prompt: tuple[int, int] = (8, 64)
     answer: tuple[int, int] = (8, 64)
     vocabulary: int = 1024
+    alpha: float = 1.0
 
 
-def s_lora(load: Load, adapters: Sequence[str], alpha: float = 1.0) -> list[Request]:
+def s_lora(load: Load, adapters: Sequence[str]) -> list[Request]:
     """S-LoRA's synthetic workload.
 
     Adapter i of n has the share ((i + 1) / n)^alpha - (i / n)^alpha of the requests: a power law,
@@ -47,7 +49,7 @@ def s_lora(load: Load, adapters: Sequence[str], alpha: float = 1.0) -> list[Requ
     """
     random = default_rng(load.seed)
     times = _times(load, random)
-    drawn = (random.power(alpha, len(times)) * len(adapters)).astype(int)
+    drawn = (random.power(load.alpha, len(times)) * len(adapters)).astype(int)
     return [
         _request(load, random, adapters[index], at)
         for index, at in zip(drawn.tolist(), times, strict=True)

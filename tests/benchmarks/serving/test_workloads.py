@@ -38,6 +38,7 @@ loads = st.builds(
     prompt=ranges,
     answer=ranges,
     vocabulary=st.integers(10, 5000),
+    alpha=st.floats(0.05, 3.0),
 )
 
 
@@ -76,7 +77,7 @@ def test_gaps_have_the_rate_and_the_variation_asked_for(cv: float) -> None:
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 def test_s_loras_popularity_is_a_power_law(alpha: float) -> None:
     names = NAMES[:10]
-    requests = s_lora(LONG, names, alpha)
+    requests = s_lora(replace(LONG, alpha=alpha), names)
     counts = Counter(request.adapter for request in requests)
     for index, name in enumerate(names):
         share = ((index + 1) / 10) ** alpha - (index / 10) ** alpha
