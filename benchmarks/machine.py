@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -34,23 +35,33 @@ def fingerprint() -> dict[str, Any]:
 def read_bandwidth(device: torch.device, gigabytes: float = 1.0, repeats: int = 5) -> float:
     """Best bytes per second of reading a large float32 buffer (a sum), over `repeats` runs."""
     values = torch.ones(int(gigabytes * 2**30) // 4, dtype=torch.float32, device=device)
-    best = 0.0
-    for _ in range(repeats):
-        start = time.perf_counter()
-        values.sum().item()
-        best = max(best, values.nbytes / (time.perf_counter() - start))
-    return best
+    return values.nbytes / _best_seconds(values.sum, device, repeats)
+
+
+def copy_bandwidth(device: torch.device, gigabytes: float = 1.0, repeats: int = 5) -> float:
+    """Best bytes per second, read and written, of copying a large buffer, over `repeats` runs."""
+    values = torch.ones(int(gigabytes * 2**30) // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(values)
+    return 2 * values.nbytes / _best_seconds(lambda: target.copy_(values), device, repeats)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
     """Best floating-point operations per second of a large product, over `repeats` runs."""
-    size = 2048
+    size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    best = 0.0
+    return 2 * size**3 / _best_seconds(lambda: left @ right, device, repeats)
+
+
+def _best_seconds(call: Callable[[], torch.Tensor], device: torch.device, repeats: int) -> float:
+    """Of one call; on a GPU several are queued, so that what starts and ends them hardly counts."""
+    calls = 8 if device.type == "cuda" else 1
+    best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        (left @ right)[0, 0].item()
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+        for _ in range(calls):
+            result = call()
+        result.flatten()[0].item()
+        best = min(best, (time.perf_counter() - start) / calls)
     return best
 
 
