@@ -1,7 +1,8 @@
 """The low-rank verbs on CPU: one pair of small matmuls a segment, in the dtype that is faster.
 
 Measured (benchmarks/LOG.md): float32 wins for few rows whatever the base's dtype, because a
-bfloat16 matmul of one row pays 20 us to start; from 64 rows on the base's own dtype wins.
+bfloat16 matmul of one row pays 20 us to start; where one adapter has much to compute, the base's
+own dtype wins.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +14,8 @@ from torch import Tensor
 from weft.kernels.low_rank.table import LowRankTable
 from weft.kernels.segments import Segment, Segments
 
-LONG_SEGMENT_ROWS = 64
+LONG_SEGMENT_ROWS = 32
+MUCH_WORK = 1024  # rows times rank of a long segment
 
 Owner = tuple[int, int]
 """A slot and an expert."""
@@ -24,7 +26,7 @@ class Run:
     """Segments without a base row between them, short ones together, a long one alone.
 
     rows: of the step   sizes: how many of them each owner has
-    is_long: whether this is one segment that is faster in the dtype of y
+    is_long: whether this is one segment of LONG_SEGMENT_ROWS or more
     """
 
     rows: slice
@@ -62,7 +64,7 @@ def _add(
     for run in segments.once(_runs):
         if not table.any_in(run.slots):
             continue
-        dtype = y.dtype if run.is_long else torch.float32
+        dtype = y.dtype if run.is_long and _is_much(run, table) else torch.float32
         rows, inputs = y[run.rows], x[run.rows]
         sums = rows if rows.dtype == dtype else rows.to(dtype)
         if inputs.dtype != dtype and inputs.is_floating_point():
@@ -76,6 +78,12 @@ def _add(
                 part.addmm_(shrink(own, a), b)
         if sums is not rows:
             rows.copy_(sums)
+
+
+def _is_much(run: Run, table: LowRankTable) -> bool:
+    """Whether the one segment of the run is faster in the dtype of y."""
+    factors = table.factors(*run.owners[0])
+    return factors is not None and run.sizes[0] * len(factors[1]) >= MUCH_WORK
 
 
 def _look_up(ids: Tensor, a: Tensor) -> Tensor:
