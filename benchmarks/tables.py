@@ -114,12 +114,41 @@ def registered() -> str:
     return table("python benchmarks/registered.py", found, head, rows)
 
 
+def kernels() -> str:
+    """One linear map's additions and attention, in the dtype that servers use."""
+    found = results("kernels")
+    bandwidth, peak = found["bandwidth"], found["matmul_peak"]["bfloat16"]
+    rows = []
+    for case in found["cases"]:
+        shown = case["case"].startswith("hidden → inner") or case["kernel"].startswith("attention")
+        if case["dtype"] == "bfloat16" and shown:
+            seconds = case["seconds"]
+            moved, computed = (case[what] / seconds["weft"] for what in ("bytes", "flops"))
+            rows.append(
+                (
+                    case["kernel"].replace("_", " "),
+                    case["case"].removeprefix("hidden → inner, "),
+                    f"{1e6 * seconds['weft']:,.0f}",
+                    f"{1e6 * case['floor_seconds']:,.0f}",
+                    f"{moved / 1e9:.1f} ({moved / bandwidth:.0%})",
+                    f"{computed / 1e9:.1f} ({computed / peak:.0%})",
+                    *(
+                        f"{seconds[way] / seconds['weft']:.1f}x" if way in seconds else "–"
+                        for way in ("gather", "peft")
+                    ),
+                )
+            )
+    columns = "us", "floor (us)", "GB/s", "GFLOP/s", "to gather + bmm", "to peft's way"
+    return table("python benchmarks/kernel_speed.py", found, ("kernel", "|problem", *columns), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "smoke": smoke,
     "startup": startup,
     "loads": loads,
     "serving": serving,
     "registered": registered,
+    "kernels": kernels,
 }
 
 
