@@ -240,6 +240,19 @@ def test_old_versions_go_with_their_files(state: State) -> None:
     assert state.put("a", 9).version == 4
 
 
+def test_who_listens_hears_of_each_version_that_went(state: State) -> None:
+    before, told = state.registry.versions(MINE, "a"), []
+    state.registry.on_prune = lambda ctx, version: told.append((ctx, version))
+    for _ in range(2):
+        state.registry.prune(MINE, "a", Retention(1))
+    left = {version.version for version in state.registry.versions(MINE, "a")}
+    gone = [version for version in before if version.version not in left]
+    assert len(gone) == 2
+    assert [(ctx, v.version, v.digest) for ctx, v in told] == [
+        (MINE, v.version, v.digest) for v in gone
+    ]
+
+
 def test_files_stay_while_another_name_has_them_though_its_version_goes(state: State) -> None:
     state.put("same", 1, THEIRS)
     assert state.registry.prune(MINE, "a", Retention(1, 0.0)) != ()

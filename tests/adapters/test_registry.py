@@ -23,7 +23,7 @@ from weft.adapters.errors import (
 )
 from weft.adapters.files import Files
 from weft.adapters.holds import Lease
-from weft.adapters.registry import Registry
+from weft.adapters.registry import DAMAGED, Registry
 from weft.adapters.tenancy import TenantContext
 
 
@@ -329,6 +329,20 @@ def test_a_withdrawn_version_is_refused_until_it_is_put_again(
     assert registry.rollback(MINE, "a").failed is None
     assert registry.lookup(THEIRS, "same").failed is None
     assert path.read_bytes() == weights_bytes(1)
+
+
+def test_what_is_found_damaged_is_withdrawn_and_told_once(state: State, registry: Registry) -> None:
+    damaged, sound = state.put("a", 1), state.put("b", 2)
+    (state.store.folder(damaged.digest) / WEIGHTS).write_bytes(b"damaged")
+    told: list[tuple[str, str]] = []
+    registry.on_withdraw = lambda hold, reason: told.append((hold.digest, reason))
+    with registry.lease(MINE, "a") as one, registry.lease(MINE, "b") as other:
+        for hold in (one, other, one):
+            registry.examine(hold)
+        registry.catch_up()
+    assert told == [(damaged.digest, DAMAGED)]
+    assert registry.lookup(MINE, "a").failed == DAMAGED
+    assert registry.lookup(MINE, "b").failed is sound.failed is None
 
 
 def test_everything_is_there_again_after_a_restart(state: State) -> None:
