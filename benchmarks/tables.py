@@ -5,6 +5,7 @@ Above a table stands what it was measured on and the command that measures it ag
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -62,9 +63,9 @@ def loads() -> str:
     return table("python benchmarks/loads.py --core 1", found, head, rows)
 
 
-def serving() -> str:
+def serving(file: str, workloads: str) -> str:
     """Rates and latencies of each workload, and of its kinds of requests."""
-    found = results("serving")
+    found = results(file)
     rows = []
     for name, run in found["runs"].items():
         rates = f"{run['requests_per_second']:.1f}", f"{run['tokens_per_second']:,.0f}"
@@ -82,7 +83,8 @@ def serving() -> str:
     words = " ".join(f"{flag} {value:g}" for flag, value in options.items())
     columns = "requests/s", "tokens/s", "first token (ms)", "between tokens (ms)", "floor (ms)"
     head = ("workload", "|sent", *columns, "in time")
-    return table(f"python benchmarks/serving {words}", found, head, rows)
+    command = f'python benchmarks/serving --workloads "{workloads}" {words}'
+    return table(command, found, head, rows)
 
 
 def registered() -> str:
@@ -146,7 +148,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "smoke": smoke,
     "startup": startup,
     "loads": loads,
-    "serving": serving,
+    "serving": partial(serving, "serving", "s-lora*;cold;prefix*"),
+    "punica": partial(serving, "serving-punica", "punica*"),
     "registered": registered,
     "kernels": kernels,
 }

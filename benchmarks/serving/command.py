@@ -9,6 +9,7 @@ results/serving.json, and a picture with --plot.
 """
 
 import asyncio
+import fnmatch
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -41,8 +42,8 @@ def main(
     adapter_memory: Annotated[str, typer.Option(help="of our own server")] = "32MiB",
     threads: Annotated[int, typer.Option(help="of our own server's engine")] = 1,
     workloads: Annotated[
-        str, typer.Option(help="separated by ';', of: " + "; ".join(WORKLOADS))
-    ] = ";".join(WORKLOADS),
+        str, typer.Option(help="patterns separated by ';', of: " + "; ".join(WORKLOADS))
+    ] = "*",
     rate: Annotated[float, typer.Option(help="requests a second")] = 10.0,
     cv: Annotated[float, typer.Option(help="coefficient of variation of their gaps")] = 1.0,
     alpha: Annotated[float, typer.Option(help="of S-LoRA's power law; 1 is even")] = 1.0,
@@ -62,7 +63,7 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw, with matplotlib")] = None,
 ) -> None:
     """Runs the workloads and writes the results file."""
-    chosen = [_one_of("--workloads", name.strip(), WORKLOADS) for name in workloads.split(";")]
+    chosen = _matching(workloads)
     _one_of("--dialect", dialect, DIALECTS)
     _one_of("--model", model, BASES)
     lengths = _range("--prompt", prompt), _range("--answer", answer)
@@ -151,10 +152,18 @@ def _written(run: Run, promise: Promise, floor: Floor | None) -> dict[str, Any]:
     }
 
 
-def _one_of(flag: str, name: str, names: Collection[str]) -> str:
+def _matching(patterns: str) -> list[str]:
+    """The workloads that any of the patterns names, in the suite's order."""
+    wanted = [pattern.strip() for pattern in patterns.split(";")]
+    for pattern in wanted:
+        if not fnmatch.filter(WORKLOADS, pattern):
+            raise typer.BadParameter(f"--workloads: {pattern} is none of {'; '.join(WORKLOADS)}")
+    return [name for name in WORKLOADS if any(fnmatch.fnmatch(name, one) for one in wanted)]
+
+
+def _one_of(flag: str, name: str, names: Collection[str]) -> None:
     if name not in names:
         raise typer.BadParameter(f"{flag}: {name} is none of {'; '.join(names)}")
-    return name
 
 
 def _range(flag: str, text: str) -> tuple[int, int]:

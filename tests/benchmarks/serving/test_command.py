@@ -32,12 +32,17 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_server_that_runs(tmp_path: Path, results: Path) -> None:
-    names = "s-lora 5;punica identical;prefix;prefix, not shared"
+    names = ["s-lora 5", "punica identical", "prefix", "prefix, not shared"]
     with real_server(BASE, tmp_path / "state", adapter_folders()) as url:
-        command.main(url=f"{url}/", workloads=names, plot=tmp_path / "plot.png", **SHORT)
+        command.main(
+            url=f"{url}/",
+            workloads="s-lora 5; prefix*;*identical",
+            plot=tmp_path / "plot.png",
+            **SHORT,
+        )
     found = json.loads((results / "serving.json").read_text())
     assert found["machine"]["packages"]
-    assert list(found["runs"]) == names.split(";")
+    assert list(found["runs"]) == names
     for run in found["runs"].values():
         assert 0 < run["requests"] == run["answered"]
         assert (run["errors"], run["short"], run["counted"]) == ({}, 0, True)
