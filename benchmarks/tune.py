@@ -58,6 +58,8 @@ OPTIONS: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "cache_write": {"heads": (1, 2, 4, 8, 16), "warps": (1, 2, 4, 8)},
 }
+FIXED = {("low_rank", "short"): {"rows"}}  # these say which segments are short
+WORTH = 0.98  # of the best cost before: less is not told from noise
 ROUNDS = 3
 UNUSABLE = (AssertionError, triton.OutOfResources, triton.CompilationError, PTXASError)
 
@@ -67,12 +69,15 @@ console = Console()
 def descend(
     start: Sizes, options: Mapping[str, Sequence[int]], cost: Callable[[Sizes], float]
 ) -> tuple[Sizes, float]:
-    """The best sizes that varying one after the other finds, and their cost."""
+    """The best sizes that varying one after the other finds, and their cost.
+
+    A size is changed only for what is clearly less.
+    """
     best, least = dict(start), cost(start)
     for name, values in options.items():
         for value in values:
             candidate = {**best, name: value}
-            if value != best[name] and (found := cost(candidate)) < least:
+            if value != best[name] and (found := cost(candidate)) < WORTH * least:
                 best, least = candidate, found
     return best, least
 
@@ -121,7 +126,9 @@ class Trial:
 
         if inf in before:
             raise SystemExit(f"tune: {self.kernel}, {self.problem}: the plan in use does not work")
-        return descend(start, OPTIONS[self.kernel], cost)
+        fixed = FIXED.get((self.kernel, self.problem), set())
+        options = OPTIONS[self.kernel].items()
+        return descend(start, {name: v for name, v in options if name not in fixed}, cost)
 
 
 def measured(table: PlanTable, gpu: str, classes: Sequence[str]) -> dict[str, str]:

@@ -65,7 +65,8 @@ def _low_rank(problem: str, device: torch.device) -> Tuned:
 
 
 def _attention(decodes: bool, dtype: torch.dtype, head: int, device: torch.device) -> Tuned:
-    shapes = replace(EIGHT_BILLION, head_dim=head)
+    kv_heads = max(1, EIGHT_BILLION.kv_heads * EIGHT_BILLION.head_dim // max(head, 128))
+    shapes = replace(EIGHT_BILLION, kv_heads=kv_heads, head_dim=head)  # of no more bytes
     if decodes:
         lengths = [[(keys - 1, 1)] * rows for keys in CONTEXTS for rows in shapes.decodes]
     else:

@@ -28,6 +28,14 @@ def test_the_search_varies_one_size_after_the_other_and_passes_over_what_fails()
     assert len({tuple(sizes.items()) for sizes in asked}) == len(asked)
 
 
+def test_a_gain_that_may_be_noise_changes_nothing() -> None:
+    def cost(sizes: Mapping[str, int]) -> float:
+        return 1 - 0.01 * sizes["a"]
+
+    assert tune.descend({"a": 0}, {"a": (0, 1)}, cost) == ({"a": 0}, 1.0)
+    assert tune.descend({"a": 0}, {"a": (0, 5)}, cost) == ({"a": 5}, 0.95)
+
+
 def test_every_size_of_a_plan_can_be_tuned() -> None:
     for kernel, problems in generation(90).plans.items():
         for sizes in problems.values():

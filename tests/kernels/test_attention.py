@@ -222,6 +222,32 @@ def test_a_step_of_decodes_reads_lengths_and_pages_when_it_runs(
     assert (result[3:] == 0).all()
 
 
+@pytest.mark.gpu
+def test_a_captured_step_replays_with_other_lengths_and_pages() -> None:
+    p = paged_problem([(40, 1), (3, 1), (90, 1)], dtype=torch.bfloat16, device="cuda")
+    expected = attention(p)
+    bucket = replace(
+        p.batch,
+        query_starts=(0, 1, 2, 3),
+        kv_lens=(1, 1, 1),
+        block_tables=torch.zeros_like(p.batch.block_tables),
+    )
+    static = replace(p, batch=bucket)
+    k, v = (torch.cat([of_one[-1:] for of_one in kept]) for kept in (p.k, p.v))
+    with using(PLANS["many parts"]):
+        attention(static)  # compiles, and makes what the capture must find
+        verbs.write_kv(k, v, p.k_pool, p.v_pool, bucket)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            verbs.write_kv(k, v, p.k_pool, p.v_pool, bucket)
+            result = attention(static)
+    p.k_pool.flatten(0, 1)[bucket.slot_mapping] = torch.nan
+    bucket.block_tables.copy_(p.batch.block_tables)
+    bucket.lengths.copy_(p.batch.lengths)
+    graph.replay()
+    assert_close(result, expected, p.q.dtype)
+
+
 @TRITON
 @pytest.mark.parametrize("window", [None, 33])
 def test_a_rows_bits_depend_on_no_other_sequence(device: str, window: int | None) -> None:
