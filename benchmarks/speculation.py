@@ -12,7 +12,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,11 +34,12 @@ from weft.server.demo.corpus import held_out_requests
 from weft.server.engine.drafting import Drafting
 from weft.server.engine.engine import Engine
 from weft.server.engine.messages import EngineConfig, Generate, Sampling, Tokens
+from weft.server.engine.step_plan import Scheduled, StepPlan
 
 DEMO_ADAPTERS = workload.EMBEDDED.parent / "adapters"
 MOST = 32
 PROMPT_TOKENS = 32
-console = Console(width=120)
+console = Console(width=140)
 
 
 Prompts = tuple[tuple[int, ...], ...]
@@ -102,8 +103,8 @@ def half_billion() -> Subject:
     base = workload.qwen_half_billion()
     prompts = tuple(workload.prompts(base, 2 * MOST, PROMPT_TOKENS))
     few = dict.fromkeys((1000, 1001, 1002), 100.0)
-    kept = Sampling(max_tokens=48, temperature=0.0, ignore_eos=True, logit_bias=few)
-    free = Sampling(max_tokens=48, ignore_eos=True, seed=0)
+    kept = Sampling(max_tokens=32, temperature=0.0, ignore_eos=True, logit_bias=few)
+    free = Sampling(max_tokens=32, ignore_eos=True, seed=0)
     return Subject(base, (Text("three words", prompts, kept), Text("random words", prompts, free)))
 
 
@@ -119,12 +120,32 @@ class Turn:
     seconds: float
     drafted: int
     accepted: int
+    own_seconds: float
     answers: dict[str, tuple[int, ...]]
 
     @property
     def speed(self) -> float:
         """Tokens a second."""
         return self.tokens / self.seconds
+
+
+class Timed(Drafting):
+    """Knows how long it took itself, in seconds: to look for drafts, to choose and to learn."""
+
+    own_seconds = 0.0
+
+    def extend(self, decodes: list[Scheduled], *, alone: bool) -> list[Scheduled]:
+        """See Drafting."""
+        start = time.perf_counter()
+        items = super().extend(decodes, alone=alone)
+        self.own_seconds += time.perf_counter() - start
+        return items
+
+    def observe(self, plan: StepPlan, runs: Sequence[Sequence[int]]) -> None:
+        """See Drafting."""
+        start = time.perf_counter()
+        super().observe(plan, runs)
+        self.own_seconds += time.perf_counter() - start
 
 
 class Bench:
@@ -134,17 +155,17 @@ class Bench:
         self._engine = engine
         self._digests = digests
 
-    def drafting(self, *, on: bool) -> Drafting:
+    def drafting(self, *, on: bool) -> Timed:
         """One that has learnt nothing yet."""
         scheduler = self._engine.scheduler
         limits = replace(scheduler.limits, speculation=on)
-        return Drafting(limits, scheduler.tables, time.perf_counter)
+        return Timed(limits, scheduler.tables, time.perf_counter)
 
-    def turn(self, text: Text, batch: int, count: int, drafting: Drafting) -> Turn:
+    def turn(self, text: Text, batch: int, count: int, drafting: Timed) -> Turn:
         """`count` requests, `batch` of them at any time."""
         engine = self._engine
         engine.scheduler.drafting = drafting
-        before = drafting.drafted, drafting.accepted
+        before = drafting.drafted, drafting.accepted, drafting.own_seconds
         waiting = self._requests(text, count)
         answers: dict[str, tuple[int, ...]] = {}
         steps = 0
@@ -165,6 +186,7 @@ class Bench:
             seconds=time.perf_counter() - start,
             drafted=drafting.drafted - before[0],
             accepted=drafting.accepted - before[1],
+            own_seconds=drafting.own_seconds - before[2],
             answers=answers,
         )
 
@@ -205,7 +227,7 @@ def main(
     model: Annotated[str, typer.Option(help="embedded or half-billion")] = "embedded",
     batches: Annotated[str, typer.Option(help="sequences at a time")] = "1,4,32",
     repeats: Annotated[int, typer.Option(help="turns of each side; medians are reported")] = 3,
-    requests: Annotated[int, typer.Option(help="in a turn, or as many as run at a time")] = 24,
+    requests: Annotated[int, typer.Option(help="least number in a turn")] = 10,
     threads: Annotated[int, typer.Option(help="torch threads")] = 0,
 ) -> None:
     """Runs the benchmark and writes its results file."""
@@ -269,6 +291,7 @@ def _figures(
         "tokens_per_step_on": sum(t.tokens for t in on) / sum(t.steps for t in on),
         "drafts_per_token": drafted / sum(turn.tokens for turn in on),
         "acceptance": sum(turn.accepted for turn in on) / drafted if drafted else None,
+        "own_share": sum(turn.own_seconds for turn in on) / sum(turn.seconds for turn in on),
         "same_answers": sum(same) / len(same),
         "floor_tokens_per_second_off": size * bandwidth / (base.step_bytes // 2 * itemsize),
     }
@@ -285,6 +308,7 @@ def _print(model: str, cases: list[dict[str, Any]]) -> None:
         "tokens a step off",
         "on",
         "acceptance",
+        "own time",
         "same answers",
         "floor off",
     ):
@@ -301,6 +325,7 @@ def _print(model: str, cases: list[dict[str, Any]]) -> None:
             f"{case['tokens_per_step_off']:.1f}",
             f"{case['tokens_per_step_on']:.1f}",
             "–" if acceptance is None else f"{acceptance:.2f}",
+            f"{case['own_share']:.2%}",
             f"{case['same_answers']:.1%}",
             f"{case['floor_tokens_per_second_off']:.0f}",
         )
