@@ -47,13 +47,15 @@ async def test_requests_are_counted_under_vllms_names(api: Api) -> None:
 async def test_the_engines_own_numbers_are_passed_on(api: Api) -> None:
     numbers = {"running": 3, "waiting": 2, "total_pages": 10, "free_pages": 4, "cached_pages": 1}
     digest = await api.add("pirate")
-    api.engine.stats = stats_of({digest: "device"}, **numbers, evictions=5)
+    api.engine.stats = stats_of({digest: "device"}, **numbers, evictions=5, drafted=40, accepted=30)
     found = await samples(api)
     base = {"model_name": BASE}
     assert value(found, "vllm:num_requests_running", **base) == 3
     assert value(found, "vllm:num_requests_waiting", **base) == 2
     assert value(found, "vllm:kv_cache_usage_perc", **base) == 0.5
     assert value(found, "weft_evictions_total", **base) == 5
+    assert value(found, "vllm:spec_decode_num_draft_tokens_total", **base) == 40
+    assert value(found, "vllm:spec_decode_num_accepted_tokens_total", **base) == 30
     info = next(labels for name, labels in found if name == "vllm:lora_requests_info")
     assert dict(info) == {
         "max_lora": "4",

@@ -74,6 +74,7 @@ def test_whatever_is_no_size_is_refused_in_one_line(text: str) -> None:
         ({"device": "gpu"}, "--device: should be 'auto', 'cuda' or 'cpu', not 'gpu'"),
         ({"adapter": ["shop"]}, "--adapter: should be NAME=PATH, not 'shop'"),
         ({"adapter": ["=a"]}, "--adapter: should be NAME=PATH, not '=a'"),
+        ({"speculation": "on"}, "--speculation: should be 'ngram' or 'off', not 'on'"),
         ({"threads": "0"}, "--threads: should be greater than or equal to 1, not '0'"),
         (
             {"kv_cache_memory": "-1"},
