@@ -27,6 +27,18 @@ def test_least_recently_used_leaves_first() -> None:
     assert (pool.take_evicted(), pool.take_evicted()) == (("b",), ())
 
 
+def test_a_version_was_used_until_its_last_release() -> None:
+    pool = Pool(64, slots=2)
+    for digest in "ab":
+        fill(pool, digest, 32)
+    refs = [pool.acquire(digest) for digest in "ab"]
+    for ref in reversed(refs):
+        pool.release(ref)
+    assert pool.digests == ("b", "a")
+    fill(pool, "c", 32)
+    assert pool.digests == ("a", "c")
+
+
 def test_slots_run_out_before_bytes() -> None:
     pool = Pool(1024, slots=1)
     first = fill(pool, "a", 16)
