@@ -48,6 +48,10 @@ def test_who_waits_no_more_gets_none() -> None:
     places.leave("a0")
     places.leave("never there")
     assert places.admit() == ["a2"]
+    places.wait("b0", TenantContext("b"))
+    places.leave("b0")
+    places.leave("a2")
+    assert admitted(places, "c0") == ["c0"]
 
 
 @given(

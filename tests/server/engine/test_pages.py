@@ -34,6 +34,14 @@ def test_pages_go_from_one_pool_to_another_with_nothing_to_be_found_in_them() ->
     assert (one.total, one.check(), two.total) == (0, (), 5)
 
 
+def test_pages_are_freed_by_their_last_references() -> None:
+    pool = PagePool(range(1, 5))
+    own, shared, kept = pool.take(3)
+    pool.share([shared, kept])
+    assert pool.freed_by([own, shared, shared, kept]) == {own, shared}
+    assert pool.freed_by([]) == set()
+
+
 def test_taking_more_than_available_takes_nothing() -> None:
     pool = PagePool(range(1, 4))
     with pytest.raises(ValueError, match="4 pages wanted, 3 available"):
