@@ -36,6 +36,7 @@ class Recent:
         self.at = 0
         self._lifetime = lifetime
         self._values: deque[float] = deque(maxlen=5)
+        self._usual: float | None = None
 
     def add(self, value: float, now: int) -> None:
         """Takes a measurement in; those before it are dropped if the latest of them is too old."""
@@ -43,13 +44,12 @@ class Recent:
             self._values.clear()
         self._values.append(value)
         self.at = now
+        count = len(self._values)
+        self._usual = sorted(self._values)[(count - 1) // 2] if count > 1 else None
 
     def usual(self, now: int) -> float | None:
         """None while there is only one, whose shape of step was new to the device, or old ones."""
-        count = len(self._values)
-        if count < 2 or now - self.at > self._lifetime:
-            return None
-        return sorted(self._values)[(count - 1) // 2]
+        return None if now - self.at > self._lifetime else self._usual
 
 
 class StepCosts:
