@@ -192,7 +192,7 @@ def _largest(scores: Tensor) -> Tensor:
     if scores.is_cuda or whole < _MANY_BLOCKS * _BLOCK:
         return scores.argmax(dim=-1)
     # First a block, then a token in it: on a CPU a maximum takes a tenth of an argmax's time.
-    blocks = scores[:, :whole].unflatten(-1, (-1, _BLOCK))
+    blocks = scores[:, :whole].view(len(scores), -1, _BLOCK)
     maxima, block = blocks.amax(dim=-1).max(dim=-1)
     inside = blocks[torch.arange(len(scores)), block].argmax(dim=-1)
     tokens = block * _BLOCK + inside
