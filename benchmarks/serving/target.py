@@ -45,11 +45,16 @@ class ByLoraField:
     def fields(self, request: Request) -> dict[str, Any]:
         """The adapter's number, a fixed length, and a running count of tokens.
 
+        The base is asked for by an adapter at scale 0: an empty list applies all that are loaded.
         No part of an earlier prompt is reused: it may be another adapter's.
         """
         adapter = request.adapter
         return {
-            "lora": [] if adapter is None else [{"id": self.places[adapter], "scale": 1.0}],
+            "lora": [
+                {"id": 0, "scale": 0.0}
+                if adapter is None
+                else {"id": self.places[adapter], "scale": 1.0}
+            ],
             "ignore_eos": True,
             "timings_per_token": True,
             "cache_prompt": False,

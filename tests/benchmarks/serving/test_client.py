@@ -110,7 +110,10 @@ def test_llama_cpp_counts_tokens_in_its_timings_and_takes_adapters_by_number() -
     outcomes, server = ask(lambda _: Script(parts), requests, clients=1, dialect=dialect)
     assert outcomes.each[0].arrivals == (1.0, 2.0, 2.0)
     assert outcomes.each[0].counted
-    assert [body["lora"] for body in server.bodies] == [[{"id": 1, "scale": 1.0}], []]
+    assert [body["lora"] for body in server.bodies] == [
+        [{"id": 1, "scale": 1.0}],
+        [{"id": 0, "scale": 0.0}],
+    ]
 
 
 def test_the_adapter_is_the_model_and_answers_have_a_fixed_length() -> None:
