@@ -35,6 +35,7 @@ NEW_TOKENS = 32
 WEFT, PEFT = WeftServer.name, PeftLoop.name
 GOALS = {"base": 1.1, "1 adapter": 1.8, "32 adapters": 3.5}
 PEFT_GOAL = ("32 adapters", 10.0)
+ALL = "peft,transformers,vllm,llama.cpp,weft"
 console = Console(width=140)
 
 
@@ -43,6 +44,7 @@ def main(
     repeats: Annotated[int, typer.Option(help="runs of each mix on each side")] = 3,
     threads: Annotated[int, typer.Option(help="of each side; 0: one a core")] = 0,
     deadline: Annotated[float, typer.Option(help="seconds until a run is given up")] = 120.0,
+    sides: Annotated[str, typer.Option(help="which take part; the first is the reference")] = ALL,
     long: Annotated[float, typer.Option(help="a run of more seconds is not repeated")] = 90.0,
 ) -> None:
     """Runs the contest and writes its results file."""
@@ -61,7 +63,7 @@ def main(
     floors = floors_of(base)
     mixes = mixes_of(base, list(setting.adapters))
     rules = Rules(repeats, long)
-    entries = measured(sides_of(setting, vllm), mixes, rules)
+    entries = measured(sides_of(setting, vllm, sides.split(",")), mixes, rules)
     results = {
         "model": base.name,
         "clients": CLIENTS,
@@ -69,6 +71,7 @@ def main(
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "threads": threads,
+        "reference": entries[0].side,
         "deadline": deadline,
         "rules": asdict(rules),
         "floor_tokens_per_second": floors,
@@ -80,15 +83,18 @@ def main(
     console.print(f"written: {machine.write_results('rivals', results)}")
 
 
-def sides_of(setting: Setting, vllm: Path | None) -> list[Side]:
-    """All that can be compared; the first is the reference of answers."""
-    return [
-        PeftLoop(setting),
-        ContinuousBatching(setting),
-        VllmServer(setting, vllm),
-        LlamaServer(setting),
-        WeftServer(setting),
-    ]
+def sides_of(setting: Setting, vllm: Path | None, names: Sequence[str]) -> list[Side]:
+    """Those that are named; the first is the reference of answers."""
+    makers: dict[str, Callable[[], Side]] = {
+        "peft": lambda: PeftLoop(setting),
+        "transformers": lambda: ContinuousBatching(setting),
+        "vllm": lambda: VllmServer(setting, vllm),
+        "llama.cpp": lambda: LlamaServer(setting),
+        "weft": lambda: WeftServer(setting),
+    }
+    if unknown := set(names) - makers.keys():
+        raise typer.BadParameter(f"--sides: {', '.join(sorted(unknown))}: none of {ALL}")
+    return [makers[name]() for name in names]
 
 
 def mixes_of(base: workload.Base, adapters: Sequence[str]) -> dict[str, list[Request]]:
@@ -174,7 +180,7 @@ def ratios(entries: Sequence[Entry]) -> dict[str, dict[str, float]]:
 
 def table_of(entries: Sequence[Entry], floors: Mapping[str, float]) -> Table:
     """Tokens per second of each side and mix, and what bandwidth and matmuls allow."""
-    table = Table(title="32 clients, tokens/s: median (least–most); tokens that are peft's")
+    table = Table(title="32 clients, tokens/s: median (least–most); tokens as the first side's")
     table.add_column("side", no_wrap=True)
     for mix in floors:
         table.add_column(mix, justify="right")
