@@ -119,7 +119,10 @@ class Settings(BaseSettings):
     max_model_len: Count = Field(None, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int = Field(64, ge=1, description="Sequences computed at the same time.")
     max_queue: int = Field(
-        1024, ge=0, description="Sequences that may wait beside them; more are answered 429."
+        1024,
+        ge=0,
+        description="Sequences that may wait beside them; more are answered 429, "
+        "but for tenants below their share.",
     )
     request_timeout: float | None = Field(
         None, gt=0, description="Longest time that an answer may take, in seconds."

@@ -190,4 +190,6 @@ async def test_a_heavy_tenant(tmp_path: Path) -> None:
         },
     )
     if ratio > 2:
-        pytest.xfail(f"{ratio:.1f} times; not for want of a place, which it gets at once")
+        pytest.xfail(
+            f"{ratio:.1f} times the quiet one; what a light request then waits for was not found"
+        )
