@@ -62,7 +62,7 @@ async def test_keys_pages_and_series_follow_the_file(tmp_path: Path) -> None:
             "weft_tenants_file_valid[]": 1,
             "weft_tenants_reloads_total['applied']": 2,
             "weft_tenants_reloads_total['refused']": 0,
-            "weft_adapter_requests_total['canary', 'acme']": 0,
+            "weft_adapter_requests_total['acme', 'canary']": 0,
         }
 
 

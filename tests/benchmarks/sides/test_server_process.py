@@ -1,5 +1,7 @@
 """A real process: waited for, asked for its time, ended with all that it started."""
 
+import os
+import select
 import sys
 from pathlib import Path
 
@@ -19,11 +21,11 @@ def test_a_server_is_waited_for_and_ends_with_its_children(tmp_path: Path) -> No
     try:
         assert process.wait_for(f"http://127.0.0.1:{port}/")
         assert process.cpu_seconds() > 0
-        child = Path("/proc") / output.read_text().split()[0]
-        assert child.exists()
+        child = os.pidfd_open(int(output.read_text().split()[0]))
     finally:
         process.stop()
-    assert not (child / "exe").exists()
+    assert select.select([child], [], [], 30)[0]  # its end, which nobody here waits for
+    os.close(child)
     assert process.cpu_seconds() == 0
     process.stop()
 
