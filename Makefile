@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test soak test-gpu check format bench bench-rivals bench-kernels bench-methods bench-loads bench-startup bench-serving bench-registered readme tune fidelity clean
+.PHONY: help install demo test soak test-gpu check format bench bench-rivals bench-gpu bench-kernels bench-methods bench-loads bench-startup bench-serving bench-registered readme tune fidelity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,10 @@ soak: $(VENV)/.weft-dev ## run the tests that take minutes, one after another
 test-gpu: $(VENV)/.weft-dev ## run the tests that need a CUDA device
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("test-gpu: torch finds no CUDA device")'
 	$(BIN)/pytest -m gpu
+
+bench-gpu: test-gpu ## on a CUDA device: first that it is right, then kernels and the steps of an 8B model
+	$(BIN)/python benchmarks/kernel_speed.py
+	$(BIN)/python benchmarks/engine.py --models llama-8b --adapter-gib 44
 
 check: $(VENV)/.weft-dev ## lint, check the format and the types
 	$(BIN)/ruff check .

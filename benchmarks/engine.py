@@ -38,8 +38,14 @@ from weft.server.engine.packed_linear import PackedLinear
 from weft.server.engine.scheduler import Scheduler
 
 NAME = "engine"
-ROWS = 32
-BASES = {"embedded": workload.embedded, "half-billion": workload.qwen_half_billion}
+BASES = {
+    "embedded": workload.embedded,
+    "half-billion": workload.qwen_half_billion,
+    "llama-8b": workload.llama_eight_billion,
+}
+ROWS = {"llama-8b": (1, 8, 32, 64)}
+"""Of the steps that are timed, where they are not those of a CPU."""
+CPU_ROWS = (1, 8, 32)
 FORWARD = ("linears", "attention", "adapters", "rest of forward")
 OWN = ("plan", "build", "sample", "commit", "publish", "rest of step")
 PARTS = (
@@ -87,27 +93,29 @@ class Case:
         return [version(self.ranks[n % len(self.ranks)], n) for n in numbers]
 
 
-def cases() -> list[Case]:
+def cases(rows: tuple[int, ...]) -> list[Case]:
     """By rows at rank 16, and by rank at the most rows."""
-    by_rows = [Case(rows, 0) for rows in (1, 8, ROWS)]
-    by_rows += [Case(1, 1, (16,)), Case(8, 1, (16,)), Case(8, 8, (16,))]
+    *fewer, most = rows
+    by_rows = [Case(count, 0) for count in rows]
+    by_rows += [Case(count, many, (16,)) for count in fewer for many in sorted({1, count})]
     ranks = ((8,), (16,), (64,), (8, 16, 64))
-    return by_rows + [Case(ROWS, count, rank) for rank in ranks for count in (1, 8, ROWS)]
+    return by_rows + [Case(most, count, rank) for rank in ranks for count in (1, 8, most)]
 
 
 def main(
-    models: Annotated[str, typer.Option(help="embedded, half-billion, or both")] = "both",
+    models: Annotated[str, typer.Option(help="embedded, half-billion, both, or llama-8b")] = "both",
     turns: Annotated[int, typer.Option(help="steps of each kind that are timed")] = 12,
     adapter_gib: Annotated[float, typer.Option(help="memory for adapters")] = 8.0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
 ) -> None:
     """Runs the benchmark and updates its results file."""
     torch.set_num_threads(threads)
-    for model in BASES if models == "both" else [models]:
-        base = BASES[model]()
-        stepper = Stepper(base, rows=ROWS, adapter_memory=int(adapter_gib * 2**30), threads=threads)
-        bandwidth = machine.read_bandwidth(torch.device("cpu"))
-        measured = cases()
+    for model in ("embedded", "half-billion") if models == "both" else (models,):
+        base, rows = BASES[model](), ROWS.get(model, CPU_ROWS)
+        memory = int(adapter_gib * 2**30)
+        stepper = Stepper(base, rows=max(rows), adapter_memory=memory, threads=threads)
+        bandwidth = machine.read_bandwidth(stepper.host.facts.device)
+        measured = cases(rows)
         with Progress(console=console) as progress:
             run(stepper, measured, turns, progress, f"{base.name}, {threads} threads")
         save(f"{base.name}, {threads} threads", report(stepper, base, measured, bandwidth))

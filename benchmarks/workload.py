@@ -8,7 +8,7 @@ import torch
 from made_up_tokenizer import save_tokenizer
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
 
 CACHE = Path(__file__).parent / ".cache"
 EMBEDDED = Path(__file__).parents[1] / "server" / "demo" / "base"
@@ -54,6 +54,25 @@ def qwen_half_billion() -> Base:
     if not (folder / "tokenizer.json").exists():
         save_tokenizer(folder, vocab_size=151_936)
     return Base("qwen2.5-0.5b-shapes", folder, _step_bytes(folder))
+
+
+def llama_eight_billion() -> Base:
+    """Llama-3.1-8B's shapes; a configuration only: an engine draws the weights on its device."""
+    folder = CACHE / "llama-3.1-8b-shapes"
+    if not (folder / "config.json").exists():
+        LlamaConfig(
+            architectures=["LlamaForCausalLM"],
+            vocab_size=128_256,
+            hidden_size=4096,
+            intermediate_size=14_336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=8192,
+            rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+            dtype="bfloat16",
+        ).save_pretrained(folder)
+    return Base("llama-3.1-8b-shapes", folder, _step_bytes(folder))
 
 
 def random_adapters(base: Base, count: int, rank: int) -> list[Path]:
