@@ -151,7 +151,7 @@ async def test_series_go_with_their_adapter(tmp_path: Path) -> None:
         await made.add("pirate")
         await ask(made, "pirate")
         async with made.client() as client:
-            series = 'weft_usage_requests_total{adapter="pirate",tenant="default"} 1.0'
+            series = 'weft_usage_requests_total{tenant="default",adapter="pirate"} 1\n'
             assert series in (await client.get("/metrics")).text
             assert (await client.delete("/v1/adapters/pirate")).status_code == 200
             assert "weft_usage_requests_total{" not in (await client.get("/metrics")).text
