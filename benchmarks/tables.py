@@ -144,8 +144,28 @@ def kernels() -> str:
     return table("python benchmarks/kernel_speed.py", found, ("kernel", "|problem", *columns), rows)
 
 
+def rivals() -> str:
+    """Tokens per second of weft and others, by mix: median, and least to most."""
+    found = results("rivals")
+
+    def cell(mix: Results) -> str:
+        if "not_served" in mix:
+            return "–"
+        if mix["failed"]:
+            return f"not in {found['deadline']:.0f} s"
+        least, most = min(mix["runs"]), max(mix["runs"])
+        return f"{mix['tokens_per_second']:.0f} ({least:.0f} to {most:.0f})"
+
+    rows = [(side["side"], *map(cell, side["mixes"].values())) for side in found["sides"]]
+    floors = found["floor_tokens_per_second"]
+    rows.append(("the floor allows", *(f"{floor:.0f}" for floor in floors.values())))
+    command = "python benchmarks/rivals.py --vllm PYTHON --repeats 2 --long 60"
+    return table(command, found, ("tokens/s", *floors), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "smoke": smoke,
+    "rivals": rivals,
     "startup": startup,
     "loads": loads,
     "serving": partial(serving, "serving", "s-lora*;cold;prefix*"),
