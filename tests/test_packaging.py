@@ -78,6 +78,7 @@ def test_wheel_holds_the_page_and_the_embedded_model(wheel: Path) -> None:
         names = set(archive.namelist())
     assert "weft/server/web/index.html" in names
     assert "weft/server/demo/base/model.safetensors" in names
+    assert "weft/kernels/plans/sm_90.json" in names
     adapters = {
         name.split("/")[4]
         for name in names

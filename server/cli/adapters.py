@@ -25,6 +25,8 @@ IfMatch = Annotated[
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The adapter's name.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
+_OUTCOME = ("id", "digest", "state", "tier", "method", "rank", "bytes", "warnings")
+"""What a person wants to know of a change; `show` tells the rest."""
 
 
 def _route(name: str, verb: str = "") -> str:
@@ -89,7 +91,7 @@ def load(
             report = client.call("PUT", path, body, headers)
     else:
         report = _upload(Path(source), lambda upload: client.call("PUT", path, upload, headers))
-    _print(report)
+    _print(report if dry_run else _outcome(report))
 
 
 @app.command("unload")
@@ -141,7 +143,7 @@ def rollback(
     client, headers = Client(url, api_key), _guard(if_match)
     try:
         path = _route(name, "rollback") + (f"?version={to}" if to else "")
-        _print(client.call("POST", path, headers=headers))
+        _print(_outcome(client.call("POST", path, headers=headers)))
     except ServerRefusal as refusal:
         if refusal.code != "model_not_found" or to:
             raise
@@ -246,6 +248,10 @@ def _upload(folder: Path, send: Callable[[Upload], Any]) -> Any:
             weights.parent / CONFIG_NAME, weights, on_sent=lambda sent: bar.advance(task, sent)
         )
         return send(upload)
+
+
+def _outcome(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: adapter[name] for name in _OUTCOME}
 
 
 def _print(fields: Mapping[str, Any]) -> None:

@@ -1,88 +1,18 @@
 import gc
-import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
 
 import pytest
 import torch
-from histories import histories
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from plans import MODULES, arena, assert_installed, is_empty, plan, plan_bytes
+from plans import assert_installed, is_empty, plan
+from residency_bench import ALL, SIZE, WAIT, Bench
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, AdapterTooLarge
 from weft.adapters.loader import Loader
-from weft.adapters.packed import Packed, pack
-from weft.adapters.pool import Pool, SlotRef
+from weft.adapters.packed import Packed
 from weft.adapters.presence import Presence
 from weft.adapters.residency import PLACES, Residency, ResidentState
 from weft.adapters.tenancy import TenantContext
-
-ALL = 1 << 30
-SIZE = plan_bytes()
-WAIT = 10.0
-
-
-class Desk(Loader):
-    """A loader whose loads end only in `serve`, which ends all that were asked for."""
-
-    def __init__(self, capacity: int = 1 << 20, threads: int = 1) -> None:
-        super().__init__(self.read, capacity=capacity, threads=threads)
-        self.ranks: dict[str, int] = {}
-        self.modules: dict[str, tuple[str, ...]] = {}
-        self.errors: dict[str, Exception] = {}
-        self.reads: list[str] = []
-        self.requested: list[str] = []
-        self.begun = threading.Semaphore(0)
-        self._open = threading.Event()
-        self._asked: list[Future[Packed]] = []
-
-    def read(self, digest: str) -> Packed:
-        self.begun.release()
-        assert self._open.wait(WAIT)
-        self.reads.append(digest)
-        if digest in self.errors:
-            raise self.errors[digest]
-        modules = self.modules.get(digest, tuple(MODULES))
-        made = plan(digest, self.ranks.get(digest, 4), modules)
-        return pack(made, torch.float32, 16, pin_memory=False)
-
-    def request(self, digest: str) -> Future[Packed]:
-        self.requested.append(digest)
-        self._asked.append(super().request(digest))
-        return self._asked[-1]
-
-    def serve(self) -> None:
-        self._open.set()
-        wait(self._asked, WAIT)
-        self._open.clear()
-
-    def close(self) -> None:
-        self._open.set()
-        super().close()
-
-
-class Bench:
-    """A residency for `room` versions of rank 4, and what is under it."""
-
-    def __init__(
-        self, room: int = 2, slots: int = 8, host: int = 1 << 20, threads: int = 1
-    ) -> None:
-        self.pool = Pool(room * SIZE, slots)
-        self.arena, self.tables = arena(room * SIZE, slots)
-        self.desk = Desk(host, threads)
-        self.residency = Residency(self.pool, self.arena, self.desk)
-
-    def bring(self, *digests: str) -> None:
-        for digest in digests:
-            self.residency.ensure(digest)
-        self.residency.pump(ALL)
-        self.desk.serve()
-        self.residency.pump(ALL)
-
-    def where(self, digest: str) -> Presence:
-        return self.residency.ensure(digest)
 
 
 @pytest.fixture
@@ -447,67 +377,3 @@ def test_states_name_the_nearest_tier(bench: Bench) -> None:
         ResidentState("c", "device", 1, SIZE, pinned=False),
     }
     bench.residency.release(ref)
-
-
-class Life(RuleBasedStateMachine):
-    """Random asking, using, draining, forgetting: what is acquired has its own values."""
-
-    DIGESTS = "abcdef"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bench = Bench(room=3, slots=3, host=4 * SIZE)
-        self.bench.desk.ranks = dict(zip(self.DIGESTS, (1, 3, 4, 5, 8, 12), strict=True))
-        self.refs: list[tuple[str, SlotRef]] = []
-
-    def teardown(self) -> None:
-        self.bench.desk.close()
-
-    @rule(digest=st.sampled_from(DIGESTS))
-    def ask(self, digest: str) -> None:
-        if self.bench.where(digest) is Presence.DEVICE:
-            ref = self.bench.residency.acquire(digest)
-            self.refs.append((digest, ref))
-
-    @rule(budget=st.sampled_from([16, 500, ALL]))
-    def pump(self, budget: int) -> None:
-        self.bench.residency.pump(budget)
-
-    @rule()
-    def serve(self) -> None:
-        self.bench.desk.serve()
-
-    @precondition(lambda self: self.refs)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        _, ref = self.refs.pop(data.draw(st.integers(0, len(self.refs) - 1)))
-        self.bench.residency.release(ref)
-
-    @rule(digest=st.sampled_from(DIGESTS))
-    def drain_for(self, digest: str) -> None:
-        victims = self.bench.residency.victims_for(digest)
-        for _, ref in [pair for pair in self.refs if pair[0] in victims]:
-            self.bench.residency.release(ref)
-        self.refs = [pair for pair in self.refs if pair[0] not in victims]
-
-    @rule(digest=st.sampled_from(DIGESTS))
-    def forget(self, digest: str) -> None:
-        self.bench.residency.forget(digest)
-
-    @rule(digest=st.sampled_from(DIGESTS), pinned=st.booleans())
-    def pin(self, digest: str, pinned: bool) -> None:
-        (self.bench.residency.pin if pinned else self.bench.residency.unpin)(digest)
-
-    @invariant()
-    def what_is_held_is_whole(self) -> None:
-        bench = self.bench
-        assert bench.residency.check() == ()
-        for digest, ref in self.refs:
-            assert bench.residency.valid(ref)
-            assert_installed(bench.tables, ref.slot, plan(digest, bench.desk.ranks[digest]))
-        slots = {ref.slot: digest for digest, ref in self.refs}
-        assert len(slots) == len(set(slots.values()))
-
-
-Life.TestCase.settings = histories(60, 40)
-TestLife = Life.TestCase

@@ -90,7 +90,10 @@ def test_adapters_are_listed_and_shown(adapters: Any) -> None:
 
 def test_the_life_of_an_uploaded_adapter(adapters: Any, files: Files, server: WeftProcess) -> None:
     assert adapters("load", "new", files.shop).code == 0
-    assert "new@2" in adapters("load", "new", files.other).out
+    loaded = adapters("load", "new", files.other).out
+    assert "new@2" in loaded
+    assert "canary" not in loaded
+    assert "canary_text" in adapters("show", "new").out
     assert "new@1" in adapters("rollback", "new").out
     assert adapters("pin", "new").out == "new: pinned\n"
     assert "pinned" in adapters("show", "new").out

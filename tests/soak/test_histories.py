@@ -14,9 +14,9 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 TESTS = Path(__file__).parents[1]
 HISTORIES, STEPS = 1000, 60
 STATEFUL = {
-    "registry": "adapters/test_registry.py::TestLife",
+    "registry": "adapters/test_registry_histories.py::TestLife",
     "adapter pool": "adapters/test_pool.py::TestPoolModel",
-    "residency": "adapters/test_residency.py::TestLife",
+    "residency": "adapters/test_residency_histories.py::TestLife",
     "pages": "server/engine/test_pages.py::test_any_history_keeps_the_pool_sound",
 }
 SIMULATION = "server/engine/test_scheduler_simulation.py"

@@ -239,12 +239,17 @@ def test_an_engine_drafts_where_its_clock_says_that_it_is_faster(
         engine.close()
 
 
+def repeats(folder: Path) -> tuple[list[Generate], dict[tuple[str, int], Told]]:
+    """Requests whose prompts repeat themselves, and what an engine without drafts answers."""
+    asks = [greedy(str(i), (*range(30, 36 + i),) * 2, 40) for i in range(3)]
+    with tiny_engine(folder) as engine:
+        return asks, told(run(engine, *asks))
+
+
 def test_a_step_that_fails_with_drafts_is_computed_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asks = [greedy(str(i), (*range(30, 36 + i),) * 2, 40) for i in range(3)]
-    with tiny_engine(tmp_path) as engine:
-        expected = told(run(engine, *asks))
+    asks, expected = repeats(tmp_path)
     honest = Forward.run
     failures = []
 
@@ -265,9 +270,7 @@ def test_a_step_that_fails_with_drafts_is_computed_without(
 def test_a_draft_whose_logits_are_not_finite_harms_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asks = [greedy(str(i), (*range(30, 36 + i),) * 2, 40) for i in range(3)]
-    with tiny_engine(tmp_path) as engine:
-        expected = told(run(engine, *asks))
+    asks, expected = repeats(tmp_path)
     honest = Forward.run
     spoilt = []
 

@@ -1,0 +1,116 @@
+"""The registry over restarts and on disks that fail."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stored_adapters import DISK_BROKEN, DISK_FULL, TroubledFiles, adapter
+from stored_state import MINE, THEIRS, State
+
+from weft.adapters.errors import (
+    AdapterInvalid,
+    StateInUse,
+    StorageFull,
+)
+from weft.adapters.registry import Registry
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[State]:
+    state = State(tmp_path)
+    yield state
+    assert state.registry.check() == ()
+    state.registry.close()
+
+
+@pytest.fixture
+def registry(state: State) -> Registry:
+    return state.registry
+
+
+def test_everything_is_there_again_after_a_restart(state: State) -> None:
+    state.put("a", 1)
+    state.put("a", 2)
+    state.put("b", 3, THEIRS)
+    state.registry.pin(MINE, "a", True)
+    state.registry.rollback(MINE, "a")
+    before = [state.registry.list(ctx) for ctx in (MINE, THEIRS)]
+    state.restart()
+    assert [state.registry.list(ctx) for ctx in (MINE, THEIRS)] == before
+
+
+def test_a_restart_removes_what_was_not_recorded(state: State) -> None:
+    kept = state.put("a", 1).digest
+    state.store.put(adapter(2))
+    state.restart()
+    assert state.store.digests() == {kept}
+
+
+def test_a_restart_removes_what_only_a_lease_kept(state: State) -> None:
+    state.put("a", 1)
+    state.registry.lease(MINE, "a")
+    state.registry.remove(MINE, "a")
+    assert len(state.store.digests()) == 1
+    state.restart()
+    assert state.store.digests() == set()
+
+
+def test_files_that_went_missing_are_named_at_the_next_start(state: State) -> None:
+    digest = state.put("a", 1).digest
+    shutil.rmtree(state.store.folder(digest))
+    state.restart()
+    assert state.registry.lookup(MINE, "a").failed == "its stored files are missing"
+    state.put("a", 1)
+    assert state.registry.lookup(MINE, "a").failed is None
+
+
+def test_a_second_registry_on_the_folder_is_refused(state: State) -> None:
+    with pytest.raises(StateInUse):
+        Registry(state.path, state.store)
+
+
+def test_a_full_disk_changes_nothing_and_reads_go_on(tmp_path: Path) -> None:
+    count = _operations(tmp_path / "whole")
+    for at in range(count):
+        files = TroubledFiles(DISK_FULL, at=-1)
+        state = State(tmp_path / f"state{at}", files)
+        version = state.put("a", 1)
+        files.at = len(files.operations) + at
+        with pytest.raises(StorageFull):
+            state.put("a", 2)
+        assert state.registry.lookup(MINE, "a").digest == version.digest
+        assert state.store.digests() == {version.digest}
+        assert state.put("a", 2).version == 2
+        assert state.registry.check() == ()
+        state.registry.close()
+
+
+def _operations(root: Path) -> int:
+    files = TroubledFiles(DISK_FULL, at=-1)
+    state = State(root, files)
+    state.put("a", 1)
+    before = len(files.operations)
+    state.put("a", 2)
+    state.registry.close()
+    return len(files.operations) - before
+
+
+def test_files_that_cannot_be_removed_now_go_at_the_next_start(tmp_path: Path) -> None:
+    files = TroubledFiles(DISK_BROKEN, at=-1)
+    state = State(tmp_path, files)
+    state.put("a", 1)
+    files.at = len(files.operations)
+    state.registry.remove(MINE, "a")
+    assert len(state.store.digests()) == 1
+    assert state.registry.check() == ()
+    state.restart()
+    assert state.store.digests() == set()
+    state.registry.close()
+
+
+def test_an_upload_that_is_no_adapter_holds_nothing(state: State, registry: Registry) -> None:
+    with pytest.raises(AdapterInvalid):
+        registry.ingest(MINE, (io.BytesIO(b"{}"), io.BytesIO(b"")))
+    assert state.store.digests() == set()
