@@ -18,11 +18,12 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton")
 
 
 def fingerprint() -> dict[str, Any]:
-    """Processor, threads, device and library versions; no host name, no paths."""
+    """Processor, its vectors, threads, device and library versions; no host name, no paths."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "date": date.today().isoformat(),  # noqa: DTZ011 - a day is all that is meant
         "processor": _processor(),
+        "simd": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": gpu,

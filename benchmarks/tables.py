@@ -205,7 +205,13 @@ def table(command: str, found: Results, head: Sequence[str], rows: Iterable[Sequ
 def conditions(command: str, machine: Results) -> str:
     """The command, and on what it ran when."""
     threads = machine["torch_threads"]
-    device = machine["gpu"] or f"{machine['cores']} cores of an {machine['processor']}"
+    device = machine["gpu"] or f"{machine['cores']} cores of an {_processor(machine)}"
     torch = machine["packages"]["torch"]
     cpu = "" if machine["gpu"] else f", {threads} torch thread{'s' * (threads > 1)}"
     return f"`{command}`, {machine['date']}, {device}{cpu}, torch {torch}:"
+
+
+def _processor(machine: Results) -> str:
+    """With its vectors, where the file has them: AVX2 or AVX512 decides what bfloat16 costs."""
+    simd = machine.get("simd")
+    return f"{machine['processor']} ({simd})" if simd else str(machine["processor"])
