@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from weft.server.engine.messages import (
     Sampling,
     Tokens,
 )
+from weft.server.engine.model import ModelHost
 
 TENANT = TenantContext("tenant")
 _SMALL: dict[str, Any] = {
@@ -37,13 +38,23 @@ _SMALL: dict[str, Any] = {
 
 
 @contextmanager
-def tiny_engine(folder: Path, arch: str = "llama", **config: Any) -> Iterator[Engine]:
-    """An engine on `tiny_model(arch)`, its store in `folder / "store"`; checked when it ends."""
+def tiny_engine(
+    folder: Path,
+    arch: str = "llama",
+    *,
+    watch: Callable[[ModelHost], ModelHost] = lambda model: model,
+    **config: Any,
+) -> Iterator[Engine]:
+    """An engine on `tiny_model(arch)`, its store in `folder / "store"`; checked when it ends.
+
+    watch: what the engine is given in place of its model
+    """
     model = folder / arch
     if not model.exists():
         save_tiny(arch, model)
     settings = {"model": str(model), "store": str(folder / "store"), **_SMALL, **config}
-    engine = Engine.load(EngineConfig(**settings), lambda stage, done, total: None)
+    wanted = EngineConfig(**settings)
+    engine = Engine(watch(ModelHost.load(wanted, lambda stage, done, total: None)), wanted)
     try:
         yield engine
         assert engine.check() == ()

@@ -14,6 +14,7 @@ from msgspec import structs
 from peft_adapters import load_peft
 from tiny_models import VOCAB_SIZE, tiny_model
 from torch import Tensor
+from watched_logits import WatchedLogits
 
 from weft.adapters.blend import Part
 from weft.server.engine.attention import use_paged_attention
@@ -27,15 +28,32 @@ _MARGIN = 1e-3
 
 @dataclass(frozen=True)
 class Answer:
-    """tokens: greedy   logprobs: float32 [tokens, vocabulary], of the raw logits"""
+    """tokens: greedy   logits: float32 [tokens, vocabulary], raw"""
+
+    tokens: tuple[int, ...]
+    logits: Tensor
+
+    @property
+    def logprobs(self) -> Tensor:
+        """float32 [tokens, vocabulary]"""
+        return self.logits.log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an engine told of a request, and the logits that it computed, if they were watched.
+
+    logprobs, logits: float32 [tokens, vocabulary]
+    """
 
     tokens: tuple[int, ...]
     logprobs: Tensor
+    logits: Tensor | None
 
 
 def is_clear(answer: Answer) -> bool:
     """Whether even the closest of its choices could not be another by rounding."""
-    best = answer.logprobs.topk(2, dim=-1).values
+    best = answer.logits.topk(2, dim=-1).values
     return bool((best[:, 0] - best[:, 1] > _MARGIN).all())
 
 
@@ -79,9 +97,8 @@ class Oracle:
             output_logits=True,
             return_dict_in_generate=True,
         )
-        logits = torch.cat(output.logits).float()
         generated = tuple(output.sequences[0, len(prompt) :].tolist())
-        return Answer(generated, torch.log_softmax(logits, dim=-1))
+        return Answer(generated, torch.cat(output.logits).float())
 
     def question(self, prompts: Iterator[tuple[int, ...]], tokens: int) -> Question:
         """The first of `prompts` whose choices are all clear, with its answer."""
@@ -100,7 +117,7 @@ def prompts(random: Random, length: int, prefix: tuple[int, ...] = ()) -> Iterat
         yield (*prefix, *rest)
 
 
-def answers_of(events: list[Event]) -> dict[str, Answer]:
+def answers_of(events: list[Event], watched: WatchedLogits | None = None) -> dict[str, Told]:
     """The engine's answers by request, from events with all log-probabilities."""
     tokens: dict[str, list[int]] = {}
     rows: dict[str, list[Tensor]] = {}
@@ -113,14 +130,23 @@ def answers_of(events: list[Event]) -> dict[str, Answer]:
                 ids, values = zip(*found.top, strict=True)
                 row[list(ids)] = torch.tensor(values)
                 rows.setdefault(event.id, []).append(row)
-    return {name: Answer(tuple(tokens[name]), torch.stack(rows[name])) for name in tokens}
+    return {
+        name: Told(tuple(told), torch.stack(rows[name]), watched and watched.take(name, len(told)))
+        for name, told in tokens.items()
+    }
 
 
-def assert_same(actual: Answer, expected: Answer, name: str) -> None:
-    """The same tokens, from log-probabilities that agree to `TOLERANCE`."""
+def assert_same(actual: Told, expected: Answer, name: str) -> None:
+    """The same tokens, from logits and log-probabilities that agree to `TOLERANCE`."""
     assert actual.tokens == expected.tokens, name
-    difference = (actual.logprobs - expected.logprobs).abs().max().item()
-    assert difference <= TOLERANCE, f"{name}: log-probabilities differ by {difference:.2g}"
+    if actual.logits is not None:
+        _assert_near(actual.logits, expected.logits, f"{name}: logits")
+    _assert_near(actual.logprobs, expected.logprobs, f"{name}: log-probabilities")
+
+
+def _assert_near(actual: Tensor, expected: Tensor, name: str) -> None:
+    difference = (actual - expected).abs().max().item()
+    assert difference <= TOLERANCE, f"{name} differ by {difference:.2g}"
 
 
 @cache

@@ -45,10 +45,9 @@ class LoopOracle:
         for _ in range(tokens):
             steps.append(self._logits(ids, length)[:, -1].float())
             ids = torch.cat([ids, steps[-1].argmax(-1, keepdim=True)], dim=1)
-        logprobs = torch.stack(steps, dim=1).log_softmax(-1)
         return [
-            Answer(tuple(row[length:]), found)
-            for row, found in zip(ids.tolist(), logprobs, strict=True)
+            Answer(tuple(row[length:]), logits)
+            for row, logits in zip(ids.tolist(), torch.stack(steps, dim=1), strict=True)
         ]
 
     def questions(self, prompts: Iterable[tuple[int, ...]], tokens: int) -> list[Question]:

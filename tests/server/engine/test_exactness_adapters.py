@@ -12,6 +12,7 @@ from engines import run, store_of, tiny_engine
 from exactness import Oracle, Question, answers_of, assert_same, prompts, token_bytes
 from peft_adapters import save_lora
 from tiny_models import ARCHITECTURES, tiny_model
+from watched_logits import WatchedLogits
 
 from weft.adapters.base import BaseModules
 
@@ -127,11 +128,13 @@ def test_mixed_batches_equal_peft(number: int, device: str, tmp_path: Path) -> N
     asked = mix.questions(adapters)
     base = tiny_model(mix.arch)
     sizes = [lower_folder(adapter, base).nbytes(torch.float32) for adapter in adapters]
-    with tiny_engine(tmp_path, mix.arch, device=device, **mix.engine(sizes)) as engine:
+    logits = WatchedLogits()
+    common: dict[str, Any] = {"device": device, "watch": logits.watch}
+    with tiny_engine(tmp_path, mix.arch, **common, **mix.engine(sizes)) as engine:
         store = store_of(tmp_path)
         digests = {adapter: store.put(adapter) for adapter in adapters}
         requests = [question.request(str(i), digests) for i, question in enumerate(asked)]
-        answers = answers_of(run(engine, *requests))
+        answers = answers_of(run(engine, *requests), logits)
         for index, question in enumerate(asked):
             name = f"{mix.arch} request {index} of {question.adapter}"
             assert_same(answers[str(index)], question.answer, name)

@@ -20,6 +20,7 @@ from peft_adapters import load_peft, save_lora
 from peft_methods import save_method
 from peft_prompts import save_prompt
 from tiny_models import VOCAB_SIZE, tiny_model
+from watched_logits import WatchedLogits
 
 ARCHITECTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 MIXES_OF_EACH = 3
@@ -95,11 +96,13 @@ def test_mixed_batches_equal_peft(arch: str, number: int, device: str, tmp_path:
     random.shuffle(asked)
     model = tiny_model(arch)
     sizes = [lower_folder(path, model).nbytes(torch.float32) + 4096 for path in adapters[:-2]]
-    with tiny_engine(tmp_path, arch, device=device, **settings_of(arch, number, sizes)) as engine:
+    logits = WatchedLogits()
+    common: dict[str, Any] = {"device": device, "watch": logits.watch}
+    with tiny_engine(tmp_path, arch, **common, **settings_of(arch, number, sizes)) as engine:
         store = store_of(tmp_path)
         digests = {adapter: store.put(adapter) for adapter in adapters}
         requests = [one.request(str(i), digests) for i, one in enumerate(asked)]
-        answers = answers_of(run(engine, *requests))
+        answers = answers_of(run(engine, *requests), logits)
         for index, one in enumerate(asked):
             name = f"{arch}: {one.adapter}"
             assert_same(answers[str(index)], one.answer, name)
@@ -129,10 +132,11 @@ def test_weighted_adapters_add_to_the_same_experts(arch: str, tmp_path: Path) ->
     asked = [question(LoopOracle(model, *parts), random) for _ in range(2)]
     asked += [question(LoopOracle(tiny_model(arch)), random)]
     asked += [question(LoopOracle.of(arch, parts[1][0]), random)]
-    with tiny_engine(tmp_path, arch, max_num_batched_tokens=20) as engine:
+    logits = WatchedLogits()
+    with tiny_engine(tmp_path, arch, watch=logits.watch, max_num_batched_tokens=20) as engine:
         store = store_of(tmp_path)
         digests = {folder: store.put(folder) for folder, _ in parts}
         requests = [one.request(str(i), digests) for i, one in enumerate(asked)]
-        answers = answers_of(run(engine, *requests))
+        answers = answers_of(run(engine, *requests), logits)
     for index, one in enumerate(asked):
         assert_same(answers[str(index)], one.answer, f"{arch}: {one.adapter}")

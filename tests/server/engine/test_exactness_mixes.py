@@ -17,6 +17,7 @@ from every_method import every_method
 from exactness import Question, answers_of, assert_same, token_bytes
 from forward_loops import LoopOracle
 from tiny_models import VOCAB_SIZE, tiny_model
+from watched_logits import WatchedLogits
 
 from weft.adapters.methods import METHODS
 from weft.server.engine.engine import Engine
@@ -79,15 +80,17 @@ def test_each_alone_and_random_batches_equal_peft(arch: str, device: str, tmp_pa
         assert served == {*METHODS, "bottleneck"}
     store = store_of(tmp_path)
     digests = {path: store.put(path) for path in sorted(folders)}
-    with tiny_engine(tmp_path, arch, device=device, adapter_memory=8 << 20) as engine:
+    logits = WatchedLogits()
+    common: dict[str, Any] = {"device": device, "watch": logits.watch}
+    with tiny_engine(tmp_path, arch, **common, adapter_memory=8 << 20) as engine:
         for question, *_ in asked:
-            answers = answers_of(run(engine, question.request("alone", digests)))
+            answers = answers_of(run(engine, question.request("alone", digests)), logits)
             assert_same(answers["alone"], question.answer, f"{arch}, alone: {question.adapter}")
     for way in WAYS:
-        with tiny_engine(tmp_path, arch, device=device, **way.settings(arch)) as engine:
+        with tiny_engine(tmp_path, arch, **common, **way.settings(arch)) as engine:
             before = base_alone(engine)
             for number, batch in enumerate(batches(asked, random)):
-                answers = answers_of(run_staggered(engine, batch, digests, random))
+                answers = answers_of(run_staggered(engine, batch, digests, random), logits)
                 for row, question in enumerate(batch):
                     name = f"{arch}, {way}, batch {number}, row {row}: {question.adapter}"
                     assert_same(answers[str(row)], question.answer, name)
