@@ -1,10 +1,12 @@
 """Which rows of a step belong to which adapter slot. Knows no requests, names or files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from weft.kernels.memo import Memo
+
+_KEPT = 16  # of the last steps: a step asks for its rows, its kept ones and those of each layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +33,12 @@ class Segments(Memo):
     rows: int
 
     @classmethod
-    def from_slots(cls, slots: "list[int]") -> "Segments":
-        """Builds segments from one slot per row; -1 marks a base row."""
-        items: list[Segment] = []
-        start = 0
-        for row in range(1, len(slots) + 1):
-            if row == len(slots) or slots[row] != slots[start]:
-                if slots[start] >= 0:
-                    items.append(Segment(slots[start], start, row))
-                start = row
-        return cls(tuple(items), len(slots))
+    def from_slots(cls, slots: Sequence[int]) -> "Segments":
+        """Builds segments from one slot per row; -1 marks a base row.
+
+        Steps of the same slots share one value, and so what was derived from it.
+        """
+        return _of_slots(tuple(slots))
 
     @cached_property
     def slots(self) -> frozenset[int]:
@@ -52,3 +50,15 @@ class Segments(Memo):
 
     def __bool__(self) -> bool:
         return bool(self.items)
+
+
+@lru_cache(maxsize=_KEPT)
+def _of_slots(slots: tuple[int, ...]) -> Segments:
+    items: list[Segment] = []
+    start = 0
+    for row in range(1, len(slots) + 1):
+        if row == len(slots) or slots[row] != slots[start]:
+            if slots[start] >= 0:
+                items.append(Segment(slots[start], start, row))
+            start = row
+    return Segments(tuple(items), len(slots))

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from weft.kernels.block_product import block_product
 from weft.kernels.low_rank.table import ALIGNMENT_BYTES, LowRankTable
+from weft.kernels.low_rank.tiles import SizeClass, tiles_of
 from weft.kernels.plan import plan_of
 from weft.kernels.segments import Segments
 
-MANY = 2**31 - 1
+MANY = 2**31 - 1  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,33 +124,21 @@ def _launches(
         raise ValueError("the last dimension of y must be contiguous")
     if table.max_rank == 0:
         return
-    for plan, least, most in _classes(y, table):
-        tiles = segments.once(_tiles, least, most, plan.rows, y.device)
+    for plan, size in _classes(y, table):
+        tiles = tiles_of(segments, size, y.device)
         if tiles is not None:
             yield plan, tiles
 
 
-def _classes(y: Tensor, table: LowRankTable) -> Iterator[tuple[LowRankPlan, int, int]]:
-    """Plans with the row counts of their segments: one tile of a short one, or more; or any."""
+def _classes(y: Tensor, table: LowRankTable) -> Iterator[tuple[LowRankPlan, SizeClass]]:
+    """Plans with their segments: those of one tile of a short one's rows, longer ones; or any."""
     if y.dtype != table.arena.dtype or y.itemsize != 2:
-        yield plan_of("low_rank", "exact", LowRankPlan, y.device), 1, MANY
+        exact = plan_of("low_rank", "exact", LowRankPlan, y.device)
+        yield exact, SizeClass(1, MANY, exact.rows)
         return
-    short = plan_of("low_rank", "short", LowRankPlan, y.device)
-    yield short, 1, short.rows
-    yield plan_of("low_rank", "long", LowRankPlan, y.device), short.rows + 1, MANY
-
-
-def _tiles(
-    segments: Segments, least: int, most: int, rows: int, device: torch.device
-) -> Tensor | None:
-    """(slot, first row, end row, expert) of each tile, int32 [tiles, 4]; None without any."""
-    tiles = [
-        (segment.slot, start, min(start + rows, segment.stop), segment.expert)
-        for segment in segments
-        if least <= segment.stop - segment.start <= most
-        for start in range(segment.start, segment.stop, rows)
-    ]
-    return torch.tensor(tiles, dtype=torch.int32, device=device) if tiles else None
+    short, long = (plan_of("low_rank", kind, LowRankPlan, y.device) for kind in ("short", "long"))
+    yield short, SizeClass(1, short.rows, short.rows)
+    yield long, SizeClass(short.rows + 1, MANY, long.rows)
 
 
 def _workspace(
@@ -189,7 +178,7 @@ def shrink(
     slot = tl.load(tile)
     rank = tl.load(ranks + slot)
     first_rank = tl.program_id(1) * BLOCK_RANK
-    if first_rank >= rank:
+    if first_rank >= rank or tl.load(tile + 1) >= tl.load(tile + 2):
         return
     split = tl.program_id(2)
     row = tl.load(tile + 1) + tl.arange(0, BLOCK_ROWS).to(tl.int64)
@@ -238,7 +227,7 @@ def look_up(
     slot = tl.load(tile)
     rank = tl.load(ranks + slot)
     first_rank = tl.program_id(1) * BLOCK_RANK
-    if first_rank >= rank:
+    if first_rank >= rank or tl.load(tile + 1) >= tl.load(tile + 2):
         return
     row = tl.load(tile + 1) + tl.arange(0, BLOCK_ROWS).to(tl.int64)
     r = first_rank + tl.arange(0, BLOCK_RANK)
@@ -274,7 +263,7 @@ def expand(
     tile = tiles + 4 * tl.program_id(0)
     slot = tl.load(tile)
     rank = tl.load(ranks + slot)
-    if rank == 0:
+    if rank == 0 or tl.load(tile + 1) >= tl.load(tile + 2):
         return
     row = tl.load(tile + 1) + tl.arange(0, BLOCK_ROWS).to(tl.int64)
     n = tl.program_id(1) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weft.kernels.experts import Routing
 from weft.kernels.low_rank import LowRankTable, arena_dtype, reference
 from weft.kernels.segments import Segment, Segments
 from weft.kernels.testing import POPULARITIES, LowRankProblem, assert_close, low_rank_problem
@@ -60,6 +61,46 @@ def test_embed_add_is_its_definition(device: str, arguments: dict[str, Any]) -> 
     expected = problem.y.clone()
     reference.low_rank_embed_add_(expected, problem.ids, problem.table, problem.segments)
     embed_add(problem)
+    assert_close(problem.y, expected, problem.y.dtype)
+
+
+runs = st.tuples(st.integers(-1, 2), st.sampled_from([1, 1, 2, 5, 40]))
+routings = st.fixed_dictionaries(
+    {
+        "runs": st.lists(runs, min_size=1, max_size=6),
+        "experts": st.integers(1, 4),
+        "choices": st.integers(1, 2),
+        "dtype": st.sampled_from(DTYPES),
+        "arena_dtype": st.sampled_from(DTYPES),
+        "seed": st.integers(0, 2**20),
+    }
+)
+
+
+@DEVICES
+@given(arguments=routings)
+def test_pairs_that_a_router_chose_get_what_their_slot_and_expert_add(
+    device: str, arguments: dict[str, Any]
+) -> None:
+    runs, experts, choices = (arguments.pop(name) for name in ("runs", "experts", "choices"))
+    slots = [slot for slot, count in runs for _ in range(count)]
+    random = torch.Generator().manual_seed(arguments["seed"])
+    order = torch.rand(len(slots), experts, generator=random).argsort(dim=1)
+    routing = Routing.of(order[:, :choices].to(device), experts)
+    segments = routing.segments(Segments.from_slots(slots))
+    problem = low_rank_problem(
+        rows=len(routing.rows),
+        ranks=[3, 0, 50],
+        in_features=64,
+        out_features=150,
+        experts=experts,
+        device=device,
+        **arguments,
+    )
+    expected = problem.y.clone()
+    only_told = Segments(segments.items, segments.rows)
+    reference.low_rank_add_(expected, problem.x, problem.table, only_told)
+    verbs.low_rank_add_(problem.y, problem.x, problem.table, segments)
     assert_close(problem.y, expected, problem.y.dtype)
 
 

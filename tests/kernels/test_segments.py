@@ -20,3 +20,11 @@ def test_neighbouring_rows_of_one_slot_are_one_segment() -> None:
     assert segments.items == (Segment(2, 1, 3), Segment(0, 3, 4), Segment(0, 5, 6))
     assert segments
     assert not Segments.from_slots([-1, -1])
+
+
+def test_steps_of_the_same_slots_share_what_is_derived_from_them() -> None:
+    first, second, other = (Segments.from_slots(slots) for slots in ([0, 1], [0, 1], [1, 0]))
+    made: list[Segments] = []
+    for segments in (first, second, other):
+        segments.once(made.append)
+    assert made == [first, other]

@@ -1,0 +1,72 @@
+"""The tiles that launches of the low-rank kernels are cut in: rows of one segment each.
+
+Built on the host where that knows the segments, and else on the device, without waiting for it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weft.kernels.experts.routing import RoutedSegments
+from weft.kernels.segments import Segments
+
+
+@dataclass(frozen=True, slots=True)
+class SizeClass:
+    """Segments of `least` to `most` rows, which are cut into tiles of `rows`."""
+
+    least: int
+    most: int
+    rows: int
+
+
+def tiles_of(segments: Segments, size: SizeClass, device: torch.device) -> Tensor | None:
+    """(slot, first row, end row, expert) of each tile, int32 [tiles, 4]; None without any.
+
+    Made once for a step. Those made on the device may end with tiles without rows.
+    """
+    if isinstance(segments, RoutedSegments):
+        return segments.once(routed_tiles, size)
+    return segments.once(_tiles, size, device)
+
+
+def _tiles(segments: Segments, size: SizeClass, device: torch.device) -> Tensor | None:
+    tiles = [
+        (segment.slot, start, min(start + size.rows, segment.stop), segment.expert)
+        for segment in segments
+        if size.least <= segment.stop - segment.start <= size.most
+        for start in range(segment.start, segment.stop, size.rows)
+    ]
+    if not tiles:
+        return None
+    return torch.tensor(tiles, dtype=torch.int32).to(device, non_blocking=True)
+
+
+def routed_tiles(segments: RoutedSegments, size: SizeClass) -> Tensor | None:
+    """The tiles of segments whose lengths only the device knows, in room for the most there can be.
+
+    None where there cannot be any.
+    """
+    room = _most_tiles(segments, size)
+    if not room:
+        return None
+    keys, slots, device = segments.keys, segments.pair_slots, segments.keys.device
+    row = torch.arange(len(keys), device=device)
+    start, stop = (torch.searchsorted(keys, keys, right=right) for right in (False, True))
+    length = stop - start
+    fits = (length >= size.least) & (length <= size.most)
+    begins = fits & (slots >= 0) & ((row - start) % size.rows == 0)
+    # Rows where no tile begins are written past the end.
+    place = torch.where(begins, begins.cumsum(0) - 1, room)
+    end = torch.minimum(row + size.rows, stop)
+    found = torch.stack([slots, row, end, segments.routing.experts], dim=1)
+    tiles = torch.zeros(room + 1, 4, dtype=torch.int32, device=device)
+    tiles[place] = found.to(torch.int32)
+    return tiles[:room]
+
+
+def _most_tiles(segments: RoutedSegments, size: SizeClass) -> int:
+    pairs = segments.rows
+    most_segments = min(pairs // size.least, segments.most)
+    return most_segments + (pairs // size.rows if size.most > size.rows else 0)
