@@ -23,7 +23,6 @@ from weft.adapters.residency import PLACES, Residency
 from weft.adapters.store import Store
 from weft.server.engine import hardware
 from weft.server.engine.batch import StepBatch
-from weft.server.engine.canary import canary_of
 from weft.server.engine.limits import Limits
 from weft.server.engine.loader.client import LoaderProcess
 from weft.server.engine.loader.launch import Loading
@@ -90,7 +89,7 @@ class Engine:
         self._seed = config.seed
         self._clock = clock
         self._outbox = Outbox()
-        self._loads = Loads(canary_of(model.folder, facts.vocab_size))
+        self._loads = Loads(model.canary)
         self._steps = 0
         self._stats_due = self._check_due = 0.0
         self._broken: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ Knows no requests and no scheduling: a plan goes in, logits come out.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from weft.kernels.low_rank import arena_dtype
 from weft.server.engine import hardware, probe, quantization, weights
 from weft.server.engine.attention import AttentionStep, use_paged_attention
 from weft.server.engine.batch import StepBatch
+from weft.server.engine.canary import Canary, canary_of
 from weft.server.engine.checks import ModelTooLarge, ModelUnsupported, check_config, position_limit
 from weft.server.engine.forward import Forward
 from weft.server.engine.hardware import GIB
@@ -29,11 +31,12 @@ from weft.server.engine.messages import EngineConfig
 from weft.server.engine.packed_linear import pack_linears
 from weft.server.engine.prefixes import PrefixCopies
 from weft.server.engine.quantization import Quantization
-from weft.server.engine.self_test import Reference, SelfTest, check_model
+from weft.server.engine.self_test import Reference, SelfTest, check_model, computed, twin
 from weft.server.engine.step_plan import StepPlan
 from weft.server.engine.weights import Progress
 
 SLOTS = 1024
+_THREADS = 2  # beside the one that loads the model: one reads files, one tests
 _DIGEST_CACHE = "base_digest.json"
 _DEFAULT_BUDGET = {"cpu": 512, "cuda": 2048}
 _ADAPTER_SHARE = 0.1
@@ -69,7 +72,7 @@ class ModelHost:
     """One base model and the memory that its steps need. Used by one thread.
 
     base: the modules that adapters may target   arena: the adapters' memory on the device
-    folder: of its files
+    folder: of its files   canary: what versions are compared with the base on
     """
 
     facts: ModelFacts
@@ -78,6 +81,7 @@ class ModelHost:
     forward: Forward
     prefixes: PrefixCopies
     folder: Path
+    canary: Canary
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Progress) -> "ModelHost":
@@ -87,9 +91,10 @@ class ModelHost:
         """
         torch.set_num_threads(config.threads or hardware.default_threads())
         source = _Source.find(config)
-        with _memory("the model's weights: choose a smaller --dtype or model"):
-            model = source.load(config, progress)
-        return _assemble(config, source, model, progress)
+        with _Beside.begin(source, config) as beside:
+            with _memory("the model's weights: choose a smaller --dtype or model"):
+                model = source.load(config, progress)
+            return _assemble(config, source, model, progress, beside)
 
     def place(self, plan: StepPlan) -> None:
         """Puts what the adapters bring into the cache, as the plan says; see PrefixCopies."""
@@ -151,35 +156,80 @@ class _Source:
             quantized=self.quantized,
         )
 
-    def digest(self, wanted: EngineConfig, progress: Progress) -> str:
+    def digest(self, wanted: EngineConfig) -> str:
         if wanted.load_format == "dummy":
             digest = weights.digest_random(self.folder, wanted.seed)
         else:
-            cache = Path(wanted.store) / _DIGEST_CACHE
-            digest = weights.digest_files(self.folder, cache, progress)
+            digest = weights.digest_files(self.folder, Path(wanted.store) / _DIGEST_CACHE)
         return digest if self.quantized is None else self.quantized.digest(digest)
+
+    @property
+    def vocabulary(self) -> int:
+        size: int = self.config.get_text_config().vocab_size
+        return size
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What other threads do while the weights are read and the model is tested."""
+
+    threads: Executor
+    digest: Future[str]
+    canary: Future[Canary]
+
+    @classmethod
+    @contextmanager
+    def begin(cls, source: _Source, wanted: EngineConfig) -> "Iterator[_Beside]":
+        """Reads the files beside the weights; a start that fails waits for nothing of it."""
+        threads = ThreadPoolExecutor(
+            _THREADS, "start", torch.set_num_threads, (torch.get_num_threads(),)
+        )
+        digest = threads.submit(source.digest, wanted)
+        canary = threads.submit(canary_of, source.folder, source.vocabulary)
+        try:
+            yield cls(threads, digest, canary)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def reference(
+        self, model: PreTrainedModel, test: SelfTest, source: _Source
+    ) -> Future[Reference]:
+        """What transformers computes of the test, while this thread computes it too.
+
+        Of quantised layers no second ones are made: with them it comes first.
+        """
+        if source.quantized is None:
+            return self.threads.submit(Reference.of, twin(model), test)
+        found: Future[Reference] = Future()
+        found.set_result(Reference.of(model, test))
+        use_paged_attention(model)
+        return found
 
 
 def _assemble(
-    wanted: EngineConfig, source: _Source, model: PreTrainedModel, progress: Progress
+    wanted: EngineConfig,
+    source: _Source,
+    model: PreTrainedModel,
+    progress: Progress,
+    beside: _Beside,
 ) -> ModelHost:
     """Wraps the loaded model, tests it, and takes the memory for adapters and the KV cache."""
+    ends = beside.threads.submit(weights.end_tokens, source.folder, model)
     weight_bytes = quantization.weight_bytes(model)
-    pack_linears(model)
+    weights.spare_padding_checks(model)
     use_paged_attention(model)
     spec = KVSpec.discover(model)
     layout = KVLayout(spec, wanted.page_size, source.dtype, source.device)
     longest = _context_length(wanted, source.config)
-    vocabulary = source.config.get_text_config().vocab_size
     test = SelfTest.design(
         window=spec.longest_window,
         max_model_len=longest,
-        vocabulary=vocabulary,
+        vocabulary=source.vocabulary,
         page_size=wanted.page_size,
     )
     progress("self-test", 0, 2)
-    reference = Reference.of(model, test)
-    progress("self-test", 1, 2)
+    reference = beside.reference(model, test, source)
+    pack_linears(model)
     base = BaseModules.of(model, spec.refused, spec.shapes)
     with _memory("the adapters: lower --adapter-memory"):
         values = _arena(wanted, source)
@@ -188,7 +238,10 @@ def _assemble(
     forward = Forward(model, attention, adapted.state, wanted.page_size)
     prefixes = PrefixCopies(spec, adapted.tables, wanted.page_size)
     layout.allocate(test.pages, attention)
-    check_model(forward, test, reference)
+    logits = computed(forward, test)
+    progress("self-test", 1, 2)
+    check_model(logits, reference.result())
+    use_paged_attention(model)
     progress("self-test", 2, 2)
     budget = _token_budget(wanted, longest, source.device)
     with _memory("the KV cache: lower --kv-cache-memory or --max-num-batched-tokens"):
@@ -197,15 +250,16 @@ def _assemble(
         hardware.require_free("--kv-cache-memory", wanted.kv_cache_memory or 0, source.device)
         size = choose_size(wanted, layout, longest=longest, free=free, workspace=workspace)
         layout.allocate(size.pages, attention)
+    progress("digest", 0, 1)
     facts = ModelFacts(
-        digest=source.digest(wanted, progress),
+        digest=beside.digest.result(),
         device=source.device,
         dtype=source.dtype,
         quantization=base.quantization or "none",
         parameters=base.parameters,
         weight_bytes=weight_bytes,
-        vocab_size=vocabulary,
-        eos_token_ids=weights.end_tokens(source.folder, model),
+        vocab_size=source.vocabulary,
+        eos_token_ids=ends.result(),
         max_model_len=size.max_model_len,
         max_num_batched_tokens=budget,
         page_size=wanted.page_size,
@@ -213,7 +267,7 @@ def _assemble(
         adapter_bytes=arena.values.nbytes,
         slots=SLOTS,
     )
-    return ModelHost(facts, base, arena, forward, prefixes, source.folder)
+    return ModelHost(facts, base, arena, forward, prefixes, source.folder, beside.canary.result())
 
 
 def _context_length(wanted: EngineConfig, config: PreTrainedConfig) -> int:

@@ -3,6 +3,7 @@
 The last safety net: it refuses a model whose answers would depend on chunks, pages or batch mates.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class SelfTest:
     def plans(self) -> Iterator[StepPlan]:
         """Chunks of both prompts side by side, their last two tokens one by one."""
         sequences = probe.probes(self.prompts, self.page_size)
-        budget = max(3, self.length // 6)
+        budget = max(3, self.length // 3)
         while open_ := [seq for seq in sequences if seq.remaining]:
             counts = (max(1, min(budget, seq.remaining - 2)) for seq in open_)
             plan = StepPlan(
@@ -77,39 +78,57 @@ class SelfTest:
         return kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """What transformers computes without a cache at the test's positions.
 
-    logits: float32 [positions, vocabulary]   rounding: how far one more rounding of each layer's
-    values moves them, relative to their spread: this model's sensitivity in this dtype
+    model: computes it, with eager attention   logits: float32 [positions, vocabulary]
     """
 
+    model: PreTrainedModel
+    test: SelfTest
     logits: Tensor
-    rounding: float
 
     @classmethod
     def of(cls, model: PreTrainedModel, test: SelfTest) -> "Reference":
-        """Computes it with eager attention."""
+        """Computes it with `model`, which attends eagerly from now on."""
         model.set_attn_implementation("eager")
-        logits = _eager_logits(model, test)
-        with _rounded_once_more(model):
-            rounding = difference(_eager_logits(model, test), logits)
-        use_paged_attention(model)
-        return cls(logits, rounding)
+        return cls(model, test, _eager_logits(model, test))
+
+    def rounding(self) -> float:
+        """How far one more rounding of each layer's values moves the logits.
+
+        Relative to their spread: this model's sensitivity in this dtype.
+        """
+        self.model.set_attn_implementation("eager")
+        with _rounded_once_more(self.model):
+            return difference(_eager_logits(self.model, self.test), self.logits)
 
 
-def check_model(run: Callable[[StepPlan], Tensor], test: SelfTest, reference: Reference) -> None:
-    """Computes the test with `run` (plan → logits of the kept rows).
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with the same weights in the same memory, and modules and attention of its own."""
+    shared = {id(value): value for value in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
-    Raises ModelUnsupported where the logits differ from the reference by more than rounding.
-    """
+
+def computed(run: Callable[[StepPlan], Tensor], test: SelfTest) -> Tensor:
+    """The test's logits as `run` (plan → logits of the kept rows) computes them."""
     rows: list[list[Tensor]] = [[] for _ in test.prompts]
     for plan in test.plans():
         for item, row in zip(plan.items, run(plan), strict=True):
             rows[item.seq.index].append(row)
-    found = difference(torch.stack([row for prompt in rows for row in prompt]), reference.logits)
-    limit = max(_SMALLEST_LIMIT, _TIMES_ROUNDING * reference.rounding)
+    return torch.stack([row for prompt in rows for row in prompt])
+
+
+def check_model(logits: Tensor, reference: Reference) -> None:
+    """Compares what the engine computed of the test, in the reference's order.
+
+    Raises ModelUnsupported where the logits differ from the reference by more than rounding.
+    """
+    found = difference(logits, reference.logits)
+    if found <= _SMALLEST_LIMIT:
+        return
+    limit = max(_SMALLEST_LIMIT, _TIMES_ROUNDING * reference.rounding())
     if not found <= limit:
         raise ModelUnsupported(
             "the self-test failed: computed in chunks on a paged cache, the logits differ from "

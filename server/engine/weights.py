@@ -95,13 +95,13 @@ def load_weights(
             attn_implementation="eager",
             use_safetensors=True,
             output_loading_info=True,
-            **_quantized_loading(quantized, device),
+            **quantization.loading(quantized, device),
         )
     model, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelUnsupported(f"the weights lack {missing[0]}" + _more(missing))
-    if quantized is None:
+    if quantized is None or quantized.is_undone:
         return _ready(model, device)
     return quantization.adopt(model)
 
@@ -123,6 +123,16 @@ def random_weights(
     return model
 
 
+def spare_padding_checks(model: PreTrainedModel) -> None:
+    """Lets no part of the model look for padding among a step's tokens, only to warn of it.
+
+    Some do at each call, and wait for the device; a step has no padding and brings no mask.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            vars(module)["warn_if_padding_and_no_attention_mask"] = _nothing
+
+
 def end_tokens(folder: Path, model: PreTrainedModel) -> tuple[int, ...]:
     """All tokens that end an answer: the generation config's, the config's and the tokenizer's."""
     ends: set[int] = set()
@@ -133,7 +143,7 @@ def end_tokens(folder: Path, model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(sorted(ends if chat_end is None else ends | {chat_end}))
 
 
-def digest_files(folder: Path, cache: Path, progress: Progress) -> str:
+def digest_files(folder: Path, cache: Path) -> str:
     """sha256 over the model's config and weights, in the order of their names.
 
     `cache` is a file that remembers it for as long as the files' sizes and times stay.
@@ -146,11 +156,9 @@ def digest_files(folder: Path, cache: Path, progress: Progress) -> str:
         if known["files"] == key:
             return str(known["digest"])
     total = hashlib.sha256()
-    for done, file in enumerate(files):
-        progress("digest", done, len(files))
+    for file in files:
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
-    progress("digest", len(files), len(files))
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(".partial")
     partial.write_text(json.dumps({"files": key, "digest": total.hexdigest()}))
@@ -171,12 +179,8 @@ def _from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedMode
     return model
 
 
-def _quantized_loading(quantized: Quantization | None, device: torch.device) -> dict[str, Any]:
-    """How transformers is told to quantise; it must then place the model itself."""
-    if quantized is None:
-        return {}
-    own = {} if quantized.settings is None else {"quantization_config": quantized.settings}
-    return {"device_map": {"": device}, **own}
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
 
 
 def _ready(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

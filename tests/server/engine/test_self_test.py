@@ -13,7 +13,7 @@ from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.forward import Forward
 from weft.server.engine.kv_memory import KVLayout
 from weft.server.engine.kv_spec import KVSpec
-from weft.server.engine.self_test import Reference, SelfTest, check_model
+from weft.server.engine.self_test import Reference, SelfTest, check_model, computed, twin
 
 PAGE_SIZE = 4
 COMMON: dict[str, Any] = {
@@ -70,10 +70,10 @@ def run_self_test(model: PreTrainedModel, dtype: torch.dtype = torch.float32) ->
     test = SelfTest.design(
         window=spec.longest_window, max_model_len=256, vocabulary=512, page_size=PAGE_SIZE
     )
-    reference = Reference.of(model, test)
+    reference = Reference.of(twin(model), test)
     step = AttentionStep()
     layout.allocate(test.pages, step)
-    check_model(Forward(model, step, StepState(), PAGE_SIZE), test, reference)
+    check_model(computed(Forward(model, step, StepState(), PAGE_SIZE), test), reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
