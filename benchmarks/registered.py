@@ -3,13 +3,16 @@
     python benchmarks/registered.py
 
 Both servers run at once and are asked in turns, each time the same by 32 clients for 64 adapters.
-Then each answers `/metrics` and `/v1/models`. Prints a table and writes results/registered.json.
+Then each answers `/metrics` and `/v1/models`. Prints a table and writes results/registered.json;
+with --add to the runs that are there, so that a few short calls make many pairs.
 """
 
 import asyncio
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.request import urlopen
@@ -39,6 +42,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="runs of each server")] = 5,
     requests: Annotated[int, typer.Option(min=CLIENTS, help="of each run")] = 320,
     results: Annotated[str, typer.Option(help="name of the results file")] = "registered",
+    add: Annotated[bool, typer.Option("--add", help="keep the runs of the results file")] = False,
 ) -> None:
     """Runs the benchmark and writes its results file."""
     base = workload.embedded()
@@ -51,11 +55,16 @@ def main(
         weft_server(base.folder, {**hot, **others}, *memory) as full,
     ):
         servers = {f"{HOT} registered": small, f"{registered:,} registered": full}
-        runs = asyncio.run(_turns(servers, list(hot), repeats, requests))
+        outcomes = asyncio.run(_turns(servers, list(hot), repeats, requests))
+        runs = {name: _figures(each) for name, each in outcomes.items()}
+        if add:
+            earlier = json.loads(machine.results_path(results).read_text())["runs"]
+            runs = {name: earlier[name] + each for name, each in runs.items()}
         sides = {name: _side(runs[name], server) for name, server in servers.items()}
     ratio = _ratio(*runs.values())
     _print(sides, ratio)
-    written = {"hot": HOT, "clients": CLIENTS, "rank": RANK, "sides": sides, "ratio": ratio}
+    told = {"hot": HOT, "clients": CLIENTS, "rank": RANK, "pairs": len(runs[f"{HOT} registered"])}
+    written = {**told, "sides": sides, "ratio": ratio, "runs": runs}
     console.print(f"written: {machine.write_results(results, written)}")
 
 
@@ -79,29 +88,38 @@ async def _turns(
     return runs
 
 
-def _side(runs: list[Outcomes], server: WeftServer) -> dict[str, Any]:
+def _figures(runs: list[Outcomes]) -> list[dict[str, Any]]:
+    return [asdict(Figures.of(run, Promise())) for run in runs]
+
+
+def _side(runs: list[dict[str, Any]], server: WeftServer) -> dict[str, Any]:
     """A server's figures: medians over its runs."""
-    each = [Figures.of(run, Promise()) for run in runs]
-    firsts = [one.first_token for one in each if one.first_token]
-    gaps = [one.inter_token for one in each if one.inter_token]
+
+    def middle(name: str, part: str) -> float:
+        return statistics.median(run[name][part] for run in runs if run[name])
+
+    rates = [run["tokens_per_second"] for run in runs]
     return {
-        "tokens_per_second": statistics.median(one.tokens_per_second for one in each),
-        "spread": [f(one.tokens_per_second for one in each) for f in (min, max)],
-        "first_token_p50": statistics.median(one.p50 for one in firsts),
-        "first_token_p99": statistics.median(one.p99 for one in firsts),
-        "inter_token_p50": statistics.median(one.p50 for one in gaps),
-        "inter_token_p99": statistics.median(one.p99 for one in gaps),
-        "errors": sum(one.requests - one.answered for one in each),
+        "tokens_per_second": statistics.median(rates),
+        "spread": [min(rates), max(rates)],
+        "first_token_p50": middle("first_token", "p50"),
+        "first_token_p99": middle("first_token", "p99"),
+        "inter_token_p50": middle("inter_token", "p50"),
+        "inter_token_p99": middle("inter_token", "p99"),
+        "errors": sum(run["requests"] - run["answered"] for run in runs),
         "server_memory_bytes": _resident(server.pid),
         "seconds_of": {route: _seconds(server.url + route) for route in ROUTES},
     }
 
 
-def _ratio(small: list[Outcomes], full: list[Outcomes]) -> dict[str, float]:
+def _ratio(small: list[dict[str, Any]], full: list[dict[str, Any]]) -> dict[str, float]:
     """Throughput of the full server to that of the other one, pair by pair."""
     pairs = zip(small, full, strict=True)
-    ratios = sorted(one.seconds / other.seconds for one, other in pairs)
-    return {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
+    ratios = sorted(one["seconds"] / other["seconds"] for one, other in pairs)
+    found = {"median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
+    if len(ratios) > 3:  # of the middle half; a pair that something else disturbed is not in it
+        found["lower"], _, found["upper"] = statistics.quantiles(ratios, n=4)
+    return found
 
 
 def _seconds(url: str) -> float:

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -167,7 +167,7 @@ class _RecordingHost(ModelHost):
     @classmethod
     def of(cls, host: ModelHost) -> "_RecordingHost":
         """The same model, its logits kept."""
-        return cls(host.facts, host.base, host.arena, host.forward, host.prefixes, host.folder)
+        return cls(**{part.name: getattr(host, part.name) for part in fields(ModelHost)})
 
     def build(self, plan: StepPlan) -> StepBatch:
         """Builds, and remembers whose rows come next."""

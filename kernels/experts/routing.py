@@ -66,7 +66,7 @@ class RoutedSegments(Segments):
         vars(self).update(step=step, routing=routing, owners=owners, rows=len(owners))
 
     @cached_property
-    def items(self) -> tuple[Segment, ...]:  # type: ignore[override]
+    def items(self) -> tuple[Segment, ...]:
         """The segments, ascending by start."""
         sizes = torch.unique_consecutive(self.keys, return_counts=True)
         items: list[Segment] = []

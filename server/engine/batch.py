@@ -133,12 +133,11 @@ def _layers(items: Items[Scheduled], kept: list[int], device: torch.device) -> I
             share = shares[depth] if depth < len(shares) else None
             slots += [share.ref.slot if share else -1] * item.count
             weights += [share.weight if share else 0.0] * item.count
-        of_rows = torch.tensor(weights, dtype=torch.float32).to(device)
         yield Layer(
             Segments.from_slots(slots),
-            of_rows,
+            _tensor(weights, torch.float32, device),
             Segments.from_slots([slots[row] for row in kept]),
-            of_rows[kept],
+            _tensor([weights[row] for row in kept], torch.float32, device),
         )
 
 
@@ -175,6 +174,6 @@ def _rows(lists: Items[list[int]], device: torch.device) -> Tensor:
 
 
 def _tensor(
-    values: list[int] | list[list[int]], dtype: torch.dtype, device: torch.device
+    values: list[int] | list[float] | list[list[int]], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

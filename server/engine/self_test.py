@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from weft.server.engine import probe
-from weft.server.engine.attention import use_paged_attention
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.step_plan import Scheduled, StepPlan
 

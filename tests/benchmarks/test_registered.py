@@ -23,3 +23,8 @@ def test_two_servers_are_asked_in_turns(tmp_path: Path, monkeypatch: pytest.Monk
         assert all(seconds > 0 for seconds in side["seconds_of"].values())
     ratio = found["ratio"]
     assert 0 < ratio["least"] <= ratio["median"] <= ratio["most"]
+    registered.main(registered=9, repeats=2, requests=8, results="few", add=True)
+    more = json.loads((tmp_path / "few.json").read_text())
+    assert more["pairs"] == 4
+    assert more["runs"]["9 registered"][:2] == found["runs"]["9 registered"]
+    assert more["ratio"]["least"] <= ratio["least"]

@@ -3,7 +3,8 @@ the compiler made of them."""
 
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -112,6 +113,14 @@ def launches_of(
     call: Callable[[], object], module: ModuleType, patch: pytest.MonkeyPatch
 ) -> list[Launch]:
     """The launches of the module's kernels that `call` asks for; none of them runs."""
+    with recorded(module, patch) as launches:
+        call()
+    return launches
+
+
+@contextmanager
+def recorded(module: ModuleType, patch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
+    """The launches of the module's kernels that are asked for meanwhile; none of them runs."""
     launches: list[Launch] = []
 
     class Recorder:
@@ -127,5 +136,4 @@ def launches_of(
         for name, kernel in vars(module).copy().items():
             if isinstance(kernel, triton.JITFunction) and not name.startswith("_"):
                 context.setattr(module, name, Recorder(kernel))
-        call()
-    return launches
+        yield launches
