@@ -25,6 +25,7 @@ from weft.adapters.identity import identify_apart
 from weft.adapters.registry import Registry
 from weft.adapters.store import Store
 from weft.adapters.tenancy import TenantContext
+from weft.server import garbage
 from weft.server.app import create_app
 from weft.server.audit.journal import JournalInvalid
 from weft.server.base_folder import BaseNotFound, default_state_dir, find_base
@@ -324,6 +325,7 @@ async def _finish_start(
     await services.library.restore_pins()
     await _install_all(launch, services)
     services.admission.starting = False
+    garbage.spare_what_is_there()
     names = [source.name for source in launch.sources]
     launch.view.serving(services.base_name, info, names, url_of(launch.sock))
 

@@ -7,8 +7,9 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 
-from weft.server import logs
+from weft.server import garbage, logs
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.connection import EngineConnection
 from weft.server.engine.engine import Engine
@@ -24,11 +25,16 @@ AWAITED_SECONDS = 0.002
 """Between looks at loads under way, while nothing can be computed."""
 
 
-def run(sock: socket.socket, loading: Loading | None = None) -> None:
+def run(
+    sock: socket.socket,
+    loading: Loading | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
     """Serves one API process until it closes the socket or sends Stop.
 
     The first command is the EngineConfig; the answer is EngineInfo, or Failed with the id START.
     loading: the process that is to load versions; without it a thread does
+    on_ready: called once the engine is there, before anybody hears of it
     """
     connection = EngineConnection(sock)
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -36,6 +42,8 @@ def run(sock: socket.socket, loading: Loading | None = None) -> None:
     try:
         engine = _load(inbox.get(), connection, loading)
         if engine is not None:
+            on_ready()
+            connection.send([engine.info])
             with contextlib.closing(engine):
                 _loop(engine, inbox, connection)
     except OSError:
@@ -71,7 +79,6 @@ def _load(first: Command, connection: EngineConnection, loading: Loading | None)
         connection.send([Failed(START, "internal_error", first.model, _one_line(error))])
         return None
     log.debug("ready: %s", engine.info)
-    connection.send([engine.info])
     return engine
 
 
@@ -107,4 +114,4 @@ def _one_line(error: Exception) -> str:
 if __name__ == "__main__":
     logs.configure()
     sys.setswitchinterval(SWITCH_SECONDS)
-    run(socket.socket(fileno=int(sys.argv[1])), launch.fork())
+    run(socket.socket(fileno=int(sys.argv[1])), launch.fork(), garbage.spare_what_is_there)
