@@ -10,7 +10,8 @@ from weft.adapters.errors import AdapterInvalid
 from weft.adapters.strict_json import Json, parse_object
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-# Room for three layers of each of 128 experts in 48 layers, each with its own pair.
+# Room for three layers of each of 128 experts in 48 layers, each with its own pair: 36,864 tensors
+# with names of a hundred characters. A file of any other adapter needs less than 1 MiB.
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 40 << 10
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
@@ -20,6 +21,10 @@ DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 512
+# JSON becomes objects of up to forty times its size, so what is no header is not parsed: marks that
+# are no more than those of as many tensors as there may be, each with 24 in eight dimensions.
+_MARKS = (b",", b"[", b"{", b'"')
+_MAX_MARKS = 24 * MAX_TENSORS
 _FIELDS = {"dtype", "shape", "data_offsets"}
 CONVERT_COMMAND = (
     'python -c "import torch, safetensors.torch as s; '
@@ -63,7 +68,10 @@ def parse_header(head: bytes, file_bytes: int, file: str = WEIGHTS_NAME) -> Head
     """
     length = _header_length(head, file_bytes, file)
     data_start = _LENGTH_BYTES + length
-    fields = parse_object(head[_LENGTH_BYTES:data_start], file, max_depth=3)
+    text = head[_LENGTH_BYTES:data_start]
+    if sum(map(text.count, _MARKS)) > _MAX_MARKS:
+        raise AdapterInvalid(file, f"its header holds more than {MAX_TENSORS} tensors could need")
+    fields = parse_object(text, file, max_depth=3)
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise AdapterInvalid(file, "__metadata__ must map names to text")

@@ -10,6 +10,7 @@ from pydantic import Field
 from weft.adapters.errors import UnknownAdapter
 from weft.adapters.registry import Adapter
 from weft.adapters.tenancy import TenantContext
+from weft.adapters.version import Version
 from weft.server.api.body import RequestBody, parse, read_json_bytes
 from weft.server.api.changes import note, note_load, note_version
 from weft.server.api.hub import fetched_folder
@@ -96,11 +97,14 @@ async def list_adapters(
 
 @router.get("/{name}")
 async def show_adapter(request: Request, name: str) -> Response:
-    """An adapter with all its versions, and what its load found."""
+    """An adapter with all its versions, and what its load found; of an alias where it ends."""
     services, tenant = services_of(request), request.state.tenant
     try:
         return _shown(services, tenant, name)
     except UnknownAdapter:
+        if services.registry.aliases.find(tenant, name) is not None:
+            ends = [_end(services, version) for version in services.registry.ends(tenant, name)]
+            return json_response({"object": "alias", "name": name, "ends": ends})
         arriving = [entry for entry in _arriving(services, tenant) if entry["name"] == name]
         if not arriving:
             raise
@@ -216,6 +220,20 @@ def _shown(services: Services, tenant: TenantContext, name: str, **more: Any) ->
     answer = json_response(describe(services, tenant, adapter) | told)
     answer.headers["ETag"] = f'"{adapter.digest}"'
     return answer
+
+
+def _end(services: Services, version: Version) -> Json:
+    """A version that an alias leads to, and what its load found."""
+    state = services.metrics.states().get(version.digest)
+    report = orjson.loads(version.report)
+    return {
+        "id": version.id,
+        "digest": version.digest,
+        "reason": version.failed,
+        "tier": state.tier if state else "disk",
+        "warnings": report["warnings"],
+        "report": report,
+    }
 
 
 def _arriving(services: Services, tenant: TenantContext) -> list[Json]:

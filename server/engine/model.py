@@ -3,6 +3,7 @@
 Knows no requests and no scheduling: a plan goes in, logits come out.
 """
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from weft.server.engine.self_test import Reference, SelfTest, check_model, compu
 from weft.server.engine.step_plan import StepPlan
 from weft.server.engine.weights import Progress
 
+log = logging.getLogger(__name__)
 SLOTS = 1024
 _THREADS = 2  # beside the one that loads the model: one reads files, one tests
 _DIGEST_CACHE = "base_digest.json"
@@ -48,7 +50,8 @@ class ModelFacts:
     """What is served, as far as the model decides it.
 
     pages: of the KV cache, page 0 for padding included   adapter_bytes: of the adapters' arena
-    quantization: of the linear layers, or "none"   weight_bytes: of the weights as they are stored
+    quantization: of the linear layers, or as the files had it; or "none"
+    weight_bytes: of the weights as they are stored
     """
 
     digest: str
@@ -139,6 +142,10 @@ class _Source:
         return cls(folder, config, device, dtype, quantized)
 
     def load(self, wanted: EngineConfig, progress: Progress) -> PreTrainedModel:
+        if self.quantized is not None and self.quantized.is_undone:
+            log.info(
+                "the weights are stored as %s and served in %s", self.quantized.name, self.dtype
+            )
         if wanted.load_format == "dummy":
             return weights.random_weights(
                 self.config,
@@ -255,7 +262,7 @@ def _assemble(
         digest=beside.digest.result(),
         device=source.device,
         dtype=source.dtype,
-        quantization=base.quantization or "none",
+        quantization=source.quantized.told if source.quantized else "none",
         parameters=base.parameters,
         weight_bytes=weight_bytes,
         vocab_size=source.vocabulary,

@@ -1,6 +1,7 @@
 """How a base's linear layers are quantised: as asked for, or as its own files are.
 
-Embeddings and the output head stay as they are, as transformers leaves them.
+Embeddings and the output head stay as they are, as transformers leaves them. MXFP4, as gpt_oss has
+its experts, is undone when the files are read.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -20,8 +21,11 @@ from weft.server.engine.checks import ModelUnsupported
 
 # It looks for a kernel that would be downloaded, and warns at each start that there is none.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# It says that MXFP4 becomes bfloat16, whatever it becomes.
+logging.getLogger("transformers.quantizers.quantizer_mxfp4").setLevel(logging.ERROR)
 
 _FIELD = "config.json: quantization_config"
+_UNDONE = "mxfp4"  # what computes in it needs kernels that transformers would download
 _BYTES = {"nf4": 0.55, "fp4": 0.57, "int8": 1.01}  # with the constants to read them
 
 
@@ -29,11 +33,18 @@ _BYTES = {"nf4": 0.55, "fp4": 0.57, "int8": 1.01}  # with the constants to read 
 class Quantization:
     """One way to store the linear layers' weights.
 
-    name: "nf4", "fp4" or "int8"   settings: to quantise by; None where the files are quantised
+    name: "nf4", "fp4", "int8" or "mxfp4"   settings: to quantise by; None where the files are so
+    is_undone: whether the files are so and the served weights, which are read from them, are not
     """
 
     name: str
     settings: BitsAndBytesConfig | None
+    is_undone: bool = False
+
+    @property
+    def told(self) -> str:
+        """What a person is told of it."""
+        return f"{self.name}, dequantised" if self.is_undone else self.name
 
     @classmethod
     def choose(
@@ -50,7 +61,7 @@ class Quantization:
                     f"--quantization {wanted}: the model's own files are quantised as {own}: "
                     "leave the flag out"
                 )
-            return cls(own, None)
+            return cls(own, None, is_undone=own == _UNDONE)
         match wanted:
             case "none":
                 return None
@@ -82,11 +93,23 @@ def stored_as(config: PreTrainedConfig) -> str | None:
     fields: Mapping[str, Any] = own if isinstance(own, Mapping) else own.to_dict()
     four, eight = bool(fields.get("load_in_4bit")), bool(fields.get("load_in_8bit"))
     method = fields.get("quant_method", "bitsandbytes" if four or eight else None)
+    if method == _UNDONE:
+        return _UNDONE
     if method != "bitsandbytes" or not (four or eight):
-        raise ModelUnsupported(f"{_FIELD}: only bitsandbytes' is served, not {method!r}")
+        raise ModelUnsupported(f"{_FIELD}: only bitsandbytes' and mxfp4 are served, not {method!r}")
     if fields.get("llm_int8_has_fp16_weight"):
         raise ModelUnsupported(f"{_FIELD}: llm_int8_has_fp16_weight is for training")
     return str(fields.get("bnb_4bit_quant_type", "fp4")) if four else "int8"
+
+
+def loading(quantized: Quantization | None, device: torch.device) -> dict[str, Any]:
+    """How transformers is told to read such a model; one that it quantises it must also place."""
+    if quantized is None:
+        return {}
+    if quantized.is_undone:
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
+    own = {} if quantized.settings is None else {"quantization_config": quantized.settings}
+    return {"device_map": {"": device}, **own}
 
 
 def expected_bytes(
@@ -94,7 +117,7 @@ def expected_bytes(
 ) -> int:
     """About how many bytes the model's weights will take."""
     total = sum(parameter.numel() for parameter in skeleton.parameters())
-    if quantization is None:
+    if quantization is None or quantization.is_undone:
         return total * dtype.itemsize
     head = head_of(skeleton)
     small = sum(

@@ -1,6 +1,8 @@
 import json
 import math
 import pickle
+import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -118,6 +120,63 @@ def test_refusals_say_what_is_wrong(case: str) -> None:
     with pytest.raises(AdapterInvalid) as caught:
         parse(data)
     assert reason in caught.value.reason
+
+
+def filled(unit: str, begin: str = '{"t":[', end: str = "]}", marks: int = 0) -> bytes:
+    """JSON of as many units as fit a header, each `%s` a text of its own.
+
+    marks: in a unit; where told, so few units that the whole is just parsed
+    """
+    most = (MAX_HEADER_BYTES - 99) // (len(unit.replace("%s", "xxxxx").encode()) + 1)
+    count = 23 * MAX_TENSORS // marks if marks else most
+    units = (unit.replace("%s", f"{number:05x}") for number in range(count))
+    return f"{begin}{','.join(units)}{end}".encode()
+
+
+HOSTILE: dict[str, bytes] = {
+    "lists": filled("[]"),
+    "objects": filled("{}"),
+    "nested": filled("[[[[[[[]]]]]]]"),
+    "keys": filled('"%s":[]', "{", "}"),
+    "metadata": filled('"%s":""', '{"__metadata__":{', "}}"),
+    "tensors": filled('"%s":{"dtype":"F32","shape":[],"data_offsets":[0,4]}', "{", "}"),
+    "wide characters": filled("\U0001f600", '{"t":"', '"}'),
+    "as many numbers as are parsed": filled("9.5", marks=1),
+    "as many lists as are parsed": filled("[]", marks=2),
+    "as many objects as are parsed": filled("{}", marks=2),
+    "as many nested lists as are parsed": filled("[[[[[[[]]]]]]]", marks=8),
+    "as many keys as are parsed": filled('"%s":0', "{", "}", marks=3),
+    "as many texts as are parsed": filled('"%s"', marks=3),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_the_worst_headers_take_little_time_and_memory(case: str) -> None:
+    data = safetensors_bytes(HOSTILE[case])
+    assert len(data) <= 8 + MAX_HEADER_BYTES
+
+    def refuse() -> float:
+        begin = time.process_time()
+        with pytest.raises(AdapterInvalid):
+            parse(data)
+        return time.process_time() - begin
+
+    assert min(refuse() for _ in range(2)) < 2  # half a second on a core of its own
+    tracemalloc.start()
+    try:
+        refuse()
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_largest_header_that_experts_need() -> None:
+    name = "base_model.model.model.layers.47.mlp.experts.%s.down_proj.lora_A.default.weight"
+    entries = {
+        name.replace("%s", f"{number:05}"): entry([1, 0, 1, 1, 1, 1, 1, 1], 0, 0)
+        for number in range(MAX_TENSORS)
+    }
+    assert len(parse(safetensors_bytes(entries)).tensors) == MAX_TENSORS
 
 
 def test_a_refusal_is_one_printable_line_whatever_a_tensor_is_called() -> None:

@@ -47,6 +47,23 @@ async def test_an_alias_answers_with_what_it_leads_to(api: Api, digests: list[st
     assert made.headers["etag"] == f'"{shown["digest"]}"'
 
 
+async def test_the_card_of_an_alias_is_that_of_each_version_it_can_lead_to(
+    api: Api, digests: list[str]
+) -> None:
+    async with api.client() as client:
+        await client.put("/v1/aliases/canary", json={"targets": {"pirate": 1}})
+        await client.put(LIVE, json={"targets": {"pirate@1": 60, "canary": 40}})
+        alias = (await client.get("/v1/adapters/live")).json()
+        card = (await client.get("/v1/adapters/pirate")).json()
+    assert (alias["object"], alias["name"]) == ("alias", "live")
+    assert [(end["id"], end["digest"]) for end in alias["ends"]] == [
+        ("pirate@1", digests[0]),
+        ("pirate@2", digests[1]),
+    ]
+    assert alias["ends"][1].items() <= card.items()
+    assert alias["ends"][1]["report"]["method"] == card["method"]
+
+
 async def test_a_split_sticks_to_the_user_and_is_free_without(api: Api, digests: list[str]) -> None:
     async with api.client() as client:
         await client.put(LIVE, json={"targets": {"pirate@1": 60, "pirate@2": 40}})

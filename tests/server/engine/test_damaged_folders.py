@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import pytest
 from adapterhub import attach
-from damage import EDITS, Damage, Folder
+from damage import EDITS, Damage, Edit, Folder
 from engines import TENANT, greedy, load, run, tiny_engine
 from every_method import BEGINNING, each_method
 from exactness import TOLERANCE, answers_of
@@ -135,6 +135,54 @@ def test_served_rightly_or_refused_by_name(
         assert theirs.equals(found)
     else:
         assert damage.expected != "refused"
+
+
+def dropped_use_dora(folder: Folder, random: Random) -> Damage:
+    folder.config["use_dora"] = False
+    folder.write()
+    return Damage("refused")
+
+
+def doubled_alpha(folder: Folder, random: Random) -> Damage:
+    assert folder.config["use_rslora"]
+    folder.config["lora_alpha"] *= 2
+    folder.write()
+    return Damage("either")
+
+
+# The good folder, what is done to it, the end of the name that the refusal gives, or how it is
+# served, and whether peft serves something else without a word.
+MUTATIONS: dict[str, tuple[str, Edit, str, bool]] = {
+    "dropped use_dora": ("dora", dropped_use_dora, ".lora_magnitude_vector", True),
+    "missing key prefix": ("lora", EDITS["all tensors renamed"], "as before", True),
+    "extra tensor": ("lora", EDITS["a tensor too many"], "_of_next_year", False),
+    "unknown truthy field": ("lora", EDITS["an unknown field"], "a_field_of_next_year", False),
+    "resized vocabulary": ("lora", EDITS["a resized vocabulary"], ".weight", False),
+    "CorDA": ("lora", EDITS["trained with corda"], "init_lora_weights", False),
+    "wrong lora_alpha beside rsLoRA": ("lora", doubled_alpha, "as peft", False),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mutation_that_a_tenant_may_upload(mutation: str, workshop: Workshop) -> None:
+    name, edit, outcome, is_served_wrongly = MUTATIONS[mutation]
+    original = workshop.original(name)
+    folder = Folder.read(workshop.copy(name))
+    edit(folder, Random(0))
+    found = workshop.answer(folder.path)
+    theirs = peft_answer(folder.path)
+    workshop.check_nothing_is_left()
+    if isinstance(found, AdapterInvalid):
+        assert found.where.endswith(outcome)
+    elif outcome == "as before":
+        assert original.equals(found)
+    else:
+        assert outcome == "as peft"
+        assert theirs is not None
+        assert theirs.equals(found)
+        assert not original.equals(found)
+    wrongly = theirs is not None and not original.equals(theirs.logprobs)
+    assert wrongly == (is_served_wrongly or outcome == "as peft")
 
 
 def check_refusal(error: AdapterInvalid, damage: Damage, folder: Folder) -> None:

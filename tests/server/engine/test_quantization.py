@@ -292,8 +292,8 @@ def test_a_four_bit_base_brings_no_warning_to_its_own_adapters(
 @pytest.mark.parametrize(
     ("own", "reason"),
     [
-        ({"quant_method": "awq", "bits": 4}, "only bitsandbytes' is served, not 'awq'"),
-        ({"quant_method": "bitsandbytes"}, "only bitsandbytes' is served"),
+        ({"quant_method": "awq", "bits": 4}, "only bitsandbytes' and mxfp4 are served, not 'awq'"),
+        ({"quant_method": "bitsandbytes"}, "only bitsandbytes' and mxfp4 are served"),
         ({"load_in_8bit": True, "llm_int8_has_fp16_weight": True}, "is for training"),
     ],
 )

@@ -34,6 +34,11 @@ class Served:
         self.api.engine.report = report
         return run(self.api.add(name, seed=seed))
 
+    def alias(self, name: str, targets: dict[str, float]) -> None:
+        """Lets a name lead to others."""
+        services = self.api.services
+        services.registry.aliases.put(services.tenants.contexts[0], name, targets)
+
     def remove(self, name: str) -> None:
         """Forgets an adapter."""
         services = self.api.services
@@ -127,6 +132,18 @@ def test_what_surprises_is_told_in_words_and_never_as_markup(
     assert page.locator(".bars b").get_attribute("style") == "bottom: 50%;"  # the weights' own size
     assert page.locator("main img").count() == 0
     assert page.title() == "weft"
+
+
+def test_an_alias_shows_the_cards_of_what_it_leads_to(open_page: Open, served: Served) -> None:
+    served.add("pirate", method="lora")
+    served.add("json", 1, method="ia3")
+    served.alias("live", {"pirate@1": 60.0, "json": 40.0})
+    page = open_tab(open_page, served, "Cards")
+    page.get_by_role("checkbox", name="live").check()
+    found = cards(page)
+    assert found.keys() == {"pirate@1", "json@1", "live → pirate@1", "live → json@1"}
+    assert "Method\tlora" in found["live → pirate@1"]
+    assert "Method\tia3" in found["live → json@1"]
 
 
 def test_adapters_that_change_no_weights_or_only_tokens(open_page: Open, served: Served) -> None:
