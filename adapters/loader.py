@@ -60,6 +60,7 @@ class Loader:
         OSError; called from as many threads as there are
     capacity: bytes of the host tier
     notify: called from a loader thread each time a load ended, to wake whoever waits
+    give_up: makes loads of a version that are under way fail soon, if that can be done
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class Loader:
         capacity: int,
         notify: Callable[[], None] = lambda: None,
         threads: int = 1,
+        give_up: Callable[[str], None] = lambda digest: None,
     ) -> None:
         self.loads = 0
         self.load_seconds = 0.0
         self._load = load
         self._notify = notify
+        self._give_up = give_up
         self._lock = threading.Lock()
         self._host = HostTier(capacity)
         self._pending: dict[str, Future[Packed]] = {}
@@ -103,12 +106,17 @@ class Loader:
         return future
 
     def forget(self, digest: str) -> None:
-        """Drops the version from the host; a load under way ends, but is not kept."""
+        """Drops the version from the host, and gives its load up."""
         with self._lock:
             self._host.remove(digest)
+        self.give_up(digest)
+
+    def give_up(self, digest: str) -> None:
+        """Nobody waits for a load any more: it does not begin, or ends soon and is not kept."""
+        with self._lock:
             pending = self._pending.pop(digest, None)
-        if pending is not None:
-            pending.cancel()
+        if pending is not None and not pending.cancel():
+            self._give_up(digest)
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the versions that the host keeps."""
@@ -135,7 +143,9 @@ class Loader:
         try:
             packed = self._load(digest)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the future
-            if isinstance(error, LoadFailed):
+            if self._pending.get(digest) is not future:
+                _log.debug("loading version %s was given up", digest)
+            elif isinstance(error, LoadFailed):
                 _log.error("loading version %s failed: %s", digest, error)
             elif not isinstance(error, AdapterInvalid | AdapterCorrupt):
                 _log.exception("loading version %s failed", digest)

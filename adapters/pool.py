@@ -102,16 +102,18 @@ class Pool:
         self._space.give(resident.room.extents)
         return self._remove(digest)
 
-    def victims_for(self, sizes: Sequence[int]) -> tuple[str, ...]:
+    def victims_for(self, sizes: Sequence[int], last: Collection[str] = ()) -> tuple[str, ...]:
         """The referenced versions to drain, least recently used first, so that `sizes` fit.
 
-        Empty where they fit without. Raises AdapterTooLarge where draining all is not enough.
+        last: digests to drain only where all others are not enough   Empty where they fit without.
+        Raises AdapterTooLarge where draining all is not enough.
         """
         evictable = self._evictable()
         unpinned = [(d, r) for d, r in self._residents.items() if d not in self._pinned]
         busy = [digest for digest, resident in unpinned if resident.refs]
         arriving = [digest for digest, resident in unpinned if not resident.ready]
-        found = self._find(self._rounded(sizes), [*evictable, *busy, *arriving])
+        candidates = sorted([*evictable, *busy, *arriving], key=lambda digest: digest in last)
+        found = self._find(self._rounded(sizes), candidates)
         if found is None:
             raise AdapterTooLarge("adapter", self._no_room(sum(sizes)))
         return tuple(digest for digest in found[0] if digest in busy)

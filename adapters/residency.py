@@ -4,7 +4,7 @@ Composes pool, arena and loader; used only from the engine's thread. Knows no re
 scheduler asks for digests and takes references.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -41,6 +41,7 @@ class _Want:
     digest: str
     asked: int
     load: Future[Packed] | None = None
+    kept: bool = False  # also while no request waits for it
 
     @property
     def loaded(self) -> bool:
@@ -95,6 +96,13 @@ class Residency:
         want.asked = self._step
         return Presence.LOADING if want.packed is None else Presence.WAITING
 
+    def give_up(self, digest: str) -> None:
+        """No request waits for a version any more: it is not loaded, unless it was prefetched."""
+        want = self._wanted.get(digest)
+        if want is not None and not want.kept:
+            self._loader.give_up(digest)
+            self._unwant(digest)
+
     def error(self, digest: str) -> Exception:
         """Why a version FAILED."""
         return self._failures[digest]
@@ -117,9 +125,10 @@ class Residency:
         """What the version in a valid reference's slot asks of its sequences."""
         return self._arena.traits(ref.slot)
 
-    def victims_for(self, digest: str) -> tuple[str, ...]:
+    def victims_for(self, digest: str, last: Collection[str] = ()) -> tuple[str, ...]:
         """The versions to drain so that a WAITING one fits, the least recently used first.
 
+        last: those to drain only where all others are not enough
         The room that they leave is kept for `digest` until the next pump has given it to it.
         Empty where draining would not help now: it is not loaded, it fits already, or room is
         being made for another one.
@@ -128,7 +137,7 @@ class Residency:
         if want is None or want.packed is None or self._claim not in (None, digest):
             return ()
         try:
-            victims = self._pool.victims_for(want.packed.sizes)
+            victims = self._pool.victims_for(want.packed.sizes, last)
         except AdapterInvalid as error:
             self._fail(digest, error)
             return ()
@@ -137,11 +146,17 @@ class Residency:
 
     # ---- what an operator asks
 
-    def prefetch(self, digest: str, tenant: TenantContext = NOBODY) -> None:
-        """Wants a version ahead of use, also one that failed or was forgotten before."""
+    def retry(self, digest: str) -> None:
+        """Lets a version be wanted again that failed or was forgotten before."""
         self._failures.pop(digest, None)
         self._leaving.discard(digest)
+
+    def prefetch(self, digest: str, tenant: TenantContext = NOBODY) -> None:
+        """Wants a version ahead of use; `retry` is part of it."""
+        self.retry(digest)
         self.ensure(digest, tenant)
+        if want := self._wanted.get(digest):
+            want.kept = True
 
     def pin(self, digest: str) -> None:
         """Brings a version and never evicts it."""

@@ -23,14 +23,6 @@ class Addition:
 
 
 @dataclass(frozen=True)
-class Allowance:
-    """How many bytes an adapter's weights may have, and the answer to more."""
-
-    bytes: int
-    refusal: ApiError
-
-
-@dataclass(frozen=True)
 class Holdings:
     """A tenant's adapters, and the bytes that are stored of each of their digests."""
 
@@ -43,16 +35,9 @@ class Holdings:
         _check(others + 1, quotas.adapters, "adapters")
         _check(sum(self.stored.values()), quotas.adapter_bytes, _BYTES)
 
-    def allowance(self, quotas: Quotas, largest: int) -> Allowance:
-        """What may come at all, before any of it has come. largest: bytes that anybody may send"""
-        limit = quotas.adapter_bytes
-        if limit is not None:
-            # What is stored may come again, and then is not stored twice.
-            room = max(limit - sum(self.stored.values()), 0, *self.stored.values())
-            if room < largest:
-                return Allowance(room, _exceeded(limit, _BYTES))
-        values = {"what": "adapter", "limit": largest}
-        return Allowance(largest, ApiError(ErrorCode.REQUEST_TOO_LARGE, values=values))
+    def room(self, limit: int) -> int:
+        """Bytes that may come within a limit; what is stored may come again, not stored twice."""
+        return max(limit - sum(self.stored.values()), 0, *self.stored.values())
 
     def check_addition(self, quotas: Quotas, new: Addition) -> None:
         """Raises ApiError where the tenant may not have this version beside what it has."""
@@ -78,8 +63,9 @@ def _reported(adapter: Adapter, field: str) -> int:
 
 def _check(amount: int, limit: int | None, what: str) -> None:
     if limit is not None and amount > limit:
-        raise _exceeded(limit, what)
+        raise exceeded(limit, what)
 
 
-def _exceeded(limit: int, what: str) -> ApiError:
+def exceeded(limit: int, what: str) -> ApiError:
+    """The answer where a tenant would have more than its quota allows."""
     return ApiError(ErrorCode.QUOTA_EXCEEDED, values={"limit": limit, "what": what})

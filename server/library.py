@@ -6,13 +6,13 @@ Knows no HTTP; what a client may do is decided before.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 from msgspec import structs
@@ -25,10 +25,11 @@ from weft.adapters.store import Source
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.version import NAME, Version
 from weft.server.adapter_series import AdapterLabel
+from weft.server.arrivals import Allowance, Arrivals, arriving
 from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.engine.messages import LoadReport
 from weft.server.errors import invalid
-from weft.server.holdings import Addition, Allowance, Holdings
+from weft.server.holdings import Addition, Holdings
 from weft.server.metrics import Metrics
 from weft.server.policy import NO_QUOTAS, Quotas
 from weft.server.tenants import Tenants
@@ -39,6 +40,10 @@ _KEEP_ALL = Retention(count=2**31)
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V", bound=Version)
+
+
+async def _anyway(load: Coroutine[Any, Any, LoadReport]) -> LoadReport:
+    return await load
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Library:
         self._retention = retention
         self._remark = remark
         self._loading: Counter[AdapterLabel] = Counter()
+        self._arrivals: dict[str, Arrivals] = {}  # of tenants that have a quota of bytes
         self._workers = ThreadPoolExecutor(_WORKERS, "library")
         self._commits = ThreadPoolExecutor(1, "commits")
 
@@ -128,10 +134,12 @@ class Library:
         *,
         expected: str | None = None,
         dry_run: bool = False,
+        awaited: Callable[[Coroutine[Any, Any, LoadReport]], Awaitable[LoadReport]] = _anyway,
     ) -> Installed:
         """Stores an adapter, lets the engine prove that it can serve it, then names it.
 
         source: a folder, or the two open files   expected: digest that the name must have now
+        awaited: waits for the load, and cancels it where nobody waits for the installation
         Raises ApiError, AdapterInvalid, VersionConflict, EngineUnavailable, EngineError or
         StorageFull, and then nothing was changed.
         """
@@ -145,7 +153,7 @@ class Library:
         with self._marked_loading(tenant, name):
             upload = await self.work(self._registry.ingest, tenant, source)
             try:
-                report = await self._engine.load(upload.digest, tenant)
+                report = await awaited(self._engine.load(upload.digest, tenant))
                 if isinstance(source, Path):
                     remark = await self.work(self._remark, source)
                     report = structs.replace(report, warnings=(*report.warnings, *remark))
@@ -224,12 +232,23 @@ class Library:
 
     # ---- within quotas
 
-    def allowance(self, tenant: TenantContext, name: str, largest: int) -> Allowance:
-        """How large a new version of `name` may be; raises ApiError where there may be none."""
+    @contextmanager
+    def allowance(self, tenant: TenantContext, name: str, largest: int) -> Iterator[Allowance]:
+        """How large a new version of `name` may be, until it is installed, beside others to come.
+
+        largest: bytes that anybody may send   Raises ApiError where there may be none.
+        """
         self.check_name(name)
-        holdings, quotas = self._holdings(tenant), self._quotas(tenant)
-        holdings.check_name(quotas, name)
-        return holdings.allowance(quotas, largest)
+        quotas = self._quotas(tenant)
+        self._holdings(tenant).check_name(quotas, name)
+        allowance, limit = Allowance(largest), quotas.adapter_bytes
+        if limit is not None:
+            arrivals = self._arrivals.setdefault(tenant.id, Arrivals())
+            allowance = Allowance(
+                largest, limit, lambda: self._holdings(tenant).room(limit), arrivals
+            )
+        with arriving(allowance):
+            yield allowance
 
     def _put(
         self,

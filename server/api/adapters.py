@@ -1,5 +1,7 @@
 """/v1/adapters: what adapters a tenant has, and loading, replacing, pinning and removing them."""
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -11,12 +13,14 @@ from weft.adapters.errors import UnknownAdapter
 from weft.adapters.registry import Adapter
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.version import Version
+from weft.server.api.attention import while_connected
 from weft.server.api.body import RequestBody, parse, read_json_bytes
 from weft.server.api.changes import note, note_load, note_version
 from weft.server.api.hub import fetched_folder
 from weft.server.api.json_response import json_response
 from weft.server.api.sources import allowed_folder
 from weft.server.api.upload import received
+from weft.server.arrivals import Allowance
 from weft.server.errors import ApiError, ErrorCode, invalid
 from weft.server.library import Installed
 from weft.server.services import Services, services_of
@@ -179,24 +183,36 @@ def if_match(request: Request) -> str | None:
 
 
 async def _install(request: Request, services: Services, name: str, dry_run: bool) -> Installed:
-    library, settings = services.library, services.settings
-    tenant, expected = request.state.tenant, if_match(request)
-    allowance = library.allowance(tenant, name, settings.max_adapter_size)
+    """Loads what the request sends or names, as long as its client waits for it."""
+    library, largest = services.library, services.settings.max_adapter_size
+    tenant = request.state.tenant
+    install = partial(
+        library.install,
+        tenant,
+        name,
+        expected=if_match(request),
+        dry_run=dry_run,
+        awaited=partial(while_connected, request.receive),
+    )
     content_type = request.headers.get("content-type", "").lower()
-    if not content_type.startswith("application/json"):
-        async with received(request, services.registry.arrivals(), allowance) as files:
-            return await library.install(tenant, name, files, expected=expected, dry_run=dry_run)
-    body = parse(PutAdapterRequest, await read_json_bytes(request))
+    with library.allowance(tenant, name, largest) as allowance:
+        if not content_type.startswith("application/json"):
+            async with received(request, services.registry.arrivals(), allowance) as files:
+                return await install(files)
+        body = parse(PutAdapterRequest, await read_json_bytes(request))
+        return await install(await _folder(services, body, allowance))
+
+
+async def _folder(services: Services, body: PutAdapterRequest, allowance: Allowance) -> Path:
+    """The folder on the server that a request names, or that was fetched for it."""
     if (body.path is None) == (body.repo is None):
         raise invalid("path", "give either path or repo")
     if body.path is not None:
-        folder = allowed_folder(body.path, settings.adapter_root, allowance)
-    elif settings.allow_hub_adapters:
-        folder = await library.work(fetched_folder, body.repo or "", body.revision, allowance)
-    else:
+        return allowed_folder(body.path, services.settings.adapter_root, allowance)
+    if not services.settings.allow_hub_adapters:
         values = {"flag": "--allow-hub-adapters"}
         raise ApiError(ErrorCode.ADAPTER_LOADING_DISABLED, param="repo", values=values)
-    return await library.install(tenant, name, folder, expected=expected, dry_run=dry_run)
+    return await services.library.work(fetched_folder, body.repo or "", body.revision, allowance)
 
 
 def _shown(services: Services, tenant: TenantContext, name: str, **more: Any) -> Response:

@@ -8,15 +8,17 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from weft.server.api.attention import while_connected
 from weft.server.api.choice import Delta, WholeChoice
 from weft.server.api.fields import GenerationFields
 from weft.server.api.generation import Generation, Work
@@ -29,11 +31,6 @@ from weft.server.services import Services, services_of
 log = logging.getLogger("weft.api")
 SLOW_READER_SECONDS = 30.0
 Json = dict[str, Any]
-T = TypeVar("T")
-
-
-class ClientGone(Exception):
-    """Nobody reads the answer any more."""
 
 
 class Writer(ABC):
@@ -105,8 +102,8 @@ class Answer(Response, ABC):
         longest = self.services.settings.request_timeout
         try:
             async with within(seconds_allowed(self._request.headers, longest)):
-                await _while_connected(receive, self._answer(send))
-        except ClientGone:
+                await while_connected(receive, self._answer(send))
+        except ClientDisconnect:
             log.info("request %s: the client went away", self.request_id)
         except Exception as error:
             if not (self._started and self._body.stream):
@@ -206,27 +203,4 @@ async def _send(send: Send, message: Message) -> None:
         async with asyncio.timeout(SLOW_READER_SECONDS):
             await send(message)
     except TimeoutError:
-        raise ClientGone from None
-
-
-async def _while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; where the client goes first, the work is cancelled and ClientGone raised.
-
-    Returns only after the work has ended and cleaned up.
-    """
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnected(receive))
-    try:
-        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        task.cancel()
-        watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        raise ClientDisconnect from None

@@ -15,8 +15,8 @@ from weft.adapters.checkpoint import (
 )
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.header import WEIGHTS_NAME
+from weft.server.arrivals import Allowance
 from weft.server.errors import invalid
-from weft.server.holdings import Allowance
 from weft.server.vocabulary import TOKENIZER_FILE
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -38,8 +38,7 @@ def fetched_folder(repo: str, revision: str | None, allowance: Allowance) -> Pat
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         names = _needed(sizes)
         most = allowance.bytes
-        if any(sizes[name] > most for name in names):
-            raise allowance.refusal
+        allowance.claim(max(sizes[name] for name in names))
         if sizes.get(TOKENIZER_FILE, most) < most:  # to be compared with the base's
             names.append(TOKENIZER_FILE)
         files = [hf_hub_download(repo, name, revision=info.sha) for name in names]

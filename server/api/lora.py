@@ -46,9 +46,9 @@ async def load_lora_adapter(
     if not body.load_inplace and _exists(request, name):
         raise invalid("lora_name", f"'{name}' is loaded already; set load_inplace to replace it")
     settings = services.settings
-    allowance = services.library.allowance(tenant, name, settings.max_adapter_size)
-    folder = allowed_folder(body.lora_path, settings.adapter_root, allowance)
-    installed = await services.library.install(tenant, name, folder, expected=if_match(request))
+    with services.library.allowance(tenant, name, settings.max_adapter_size) as allowance:
+        folder = allowed_folder(body.lora_path, settings.adapter_root, allowance)
+        installed = await services.library.install(tenant, name, folder, expected=if_match(request))
     if installed.version is not None:
         note_load(request, installed.before, installed.version)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")

@@ -13,8 +13,8 @@ from weft.adapters.checkpoint import (
     adapter_folder,
 )
 from weft.adapters.header import WEIGHTS_NAME
+from weft.server.arrivals import Allowance
 from weft.server.errors import ApiError, ErrorCode, invalid
-from weft.server.holdings import Allowance
 
 _TENSOR_FILES = (WEIGHTS_NAME, ADAPTERHUB_WEIGHTS_NAME, HEAD_NAME)
 
@@ -37,8 +37,7 @@ def allowed_folder(path: str, roots: Sequence[Path], allowance: Allowance) -> Pa
         if not _is_below(_resolve(folder / name), resolved):
             raise _forbidden(f"{name} is a link to outside of the folders open for loading")
     files = [folder / name for name in _TENSOR_FILES if (folder / name).is_file()]
-    if any(file.stat().st_size > allowance.bytes for file in files):
-        raise allowance.refusal
+    allowance.claim(max((file.stat().st_size for file in files), default=0))
     return folder
 
 

@@ -14,8 +14,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from weft.adapters.checkpoint import CONFIG_NAME, MAX_CONFIG_BYTES
 from weft.adapters.header import WEIGHTS_NAME
 from weft.server.api.body import SILENCE_SECONDS
+from weft.server.arrivals import Allowance
 from weft.server.errors import ApiError, ErrorCode, invalid
-from weft.server.holdings import Allowance
 
 if TYPE_CHECKING:  # the library has this name for type checkers only
     from python_multipart.multipart import MultipartCallbacks
@@ -93,8 +93,7 @@ class _Parts:
         assert self._file is not None
         if self._file is self._files[WEIGHTS_NAME]:
             self._weights += end - start
-            if self._weights > self._allowance.bytes:
-                raise self._allowance.refusal
+            self._allowance.claim(self._weights)
         self._file.write(memoryview(data)[start:end])
 
     def _end(self) -> None:
@@ -112,8 +111,8 @@ async def received(
     """
     boundary = _boundary(request)
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > allowance.bytes + _BESIDE_WEIGHTS:
-        raise allowance.refusal
+    if length.isdecimal():
+        allowance.claim(int(length) - _BESIDE_WEIGHTS)
     with ExitStack() as stack:
         files = UploadedFiles(
             *(stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(2))
@@ -153,8 +152,7 @@ async def _blocks(request: Request, allowance: Allowance) -> AsyncIterator[bytes
                 chunk = await anext(stream, b"")
             block += chunk
             size += len(chunk)
-            if size > allowance.bytes + _BESIDE_WEIGHTS:
-                raise allowance.refusal
+            allowance.claim(size - _BESIDE_WEIGHTS)
             if len(block) >= _WRITE_BYTES or (block and not chunk):
                 yield bytes(block)
                 block.clear()

@@ -247,6 +247,10 @@ class EngineClient:
         self._calls[command.id] = future
         try:
             return await future
+        except asyncio.CancelledError:
+            if isinstance(command, Load) and self._up:
+                self._send(Abort(command.id))
+            raise
         finally:
             self._calls.pop(command.id, None)
 

@@ -115,11 +115,11 @@ class Engine:
             case Generate():
                 self.scheduler.add(command)
             case Abort():
-                self.scheduler.abort(command.id, command.index)
+                self.scheduler.abort(self._loads.canary_of(command.id), command.index)
             case Pause():
                 self.scheduler.pause(command.id, paused=command.paused)
             case Load():
-                self.residency.prefetch(command.digest, command.tenant)
+                self.residency.retry(command.digest)
                 self.scheduler.add(self._loads.start(command))
             case Prefetch():
                 self.residency.prefetch(command.digest, command.tenant)
@@ -240,7 +240,7 @@ class Engine:
         answer = self._loads.finish(seq, self.versions.card(digest), self._failure(seq, digest))
         self._outbox.put(answer)
         log.debug("%s", _told(answer, digest))
-        if isinstance(answer, Failed):
+        if isinstance(answer, Failed) and not _given_up(seq):
             self.residency.forget(digest)
             self.versions.forget(digest)
 
@@ -328,6 +328,7 @@ def _loader(model: ModelHost, versions: Versions | LoaderProcess, config: Engine
         versions.load,
         capacity=2 * model.facts.adapter_bytes if host_bytes is None else host_bytes,
         threads=1 if isinstance(versions, Versions) else PLACES,
+        give_up=versions.give_up,
     )
 
 
@@ -354,6 +355,10 @@ def _info(facts: ModelFacts) -> EngineInfo:
         adapter_bytes=facts.adapter_bytes,
         slots=facts.slots,
     )
+
+
+def _given_up(seq: Row) -> bool:
+    return seq.finish is not None and seq.finish.reason == "abort"
 
 
 def _told(answer: Loaded | Failed, digest: str) -> str:

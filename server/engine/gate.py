@@ -26,6 +26,7 @@ class Demand:
     traits: Traits = PLAIN  # known once it had a slot
     drained: bool = False  # lost its slot to another one, which may not have taken it yet
     members: dict[int, Sequence] = field(default_factory=dict)  # by arrival
+    blended: dict[int, Sequence] = field(default_factory=dict)  # those that use others as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class AdapterGate:
     A version with live sequences stays on the device until another one has waited `patience`
     seconds; then it is drained, unless it came less than `patience` seconds ago: each stay is long
     enough to be worth its load. While an overdue demand waits for such a stay to end, no other one
-    gets room, so that many small versions cannot starve a large one.
+    gets room, so that many small versions cannot starve a large one. A sequence of several versions
+    runs once it has all: the first one of those that wait loses none of them to others meanwhile.
     """
 
     WINDOW = 32  # demands polled per step, so that its cost does not grow with the queue
@@ -88,17 +90,21 @@ class AdapterGate:
                 else:
                     self._pending[digest] = demand
             demand.members[seq.arrival] = seq
+            if len(seq.blend) > 1:
+                demand.blended[seq.arrival] = seq
 
     def leave(self, seq: Sequence) -> None:
         """A sequence ended; the last one of an adapter gives the slot back."""
         for digest in _digests(seq):
             demand = self._demands[digest]
             del demand.members[seq.arrival]
+            demand.blended.pop(seq.arrival, None)
             if not demand.members:
-                if demand.ref is not None:
-                    self._residency.release(demand.ref)
                 del self._demands[digest]
-                self._pending.pop(digest, None)
+                if self._pending.pop(digest, None) is not None:
+                    self._residency.give_up(digest)
+                elif demand.ref is not None:
+                    self._residency.release(demand.ref)
 
     def poll(self) -> Passage:
         """Asks after the longest waiting demands, and makes room for those that waited too long."""
@@ -150,8 +156,11 @@ class AdapterGate:
 
     def _make_room(self, demand: Demand) -> list[Demand]:
         """Takes the slots of those who must go, unless one of them only just came."""
-        victims = [self._demands.get(d) for d in self._residency.victims_for(demand.digest)]
-        drained = [victim for victim in victims if victim is not None and self._may_go(victim)]
+        first = self._first_blend()
+        found = self._residency.victims_for(demand.digest, last=first)
+        victims = [self._demands.get(digest) for digest in found]
+        kept = () if demand.digest in first else first
+        drained = [v for v in victims if v is not None and v.digest not in kept and self._may_go(v)]
         if len(drained) < len(victims):
             return []
         for victim in drained:
@@ -162,6 +171,15 @@ class AdapterGate:
             victim.waiting_since = self._clock()
             self._pending[victim.digest] = victim
         return drained
+
+    def _first_blend(self) -> set[str]:
+        """The versions of the first sequence that waits for some of several.
+
+        What it has is not taken from it: else those that wait for each other's might never run.
+        """
+        waiting = (seq for demand in self._pending.values() for seq in demand.blended.values())
+        first = min(waiting, key=lambda seq: seq.arrival, default=None)
+        return _digests(first) if first else set()
 
     def _may_go(self, demand: Demand) -> bool:
         return demand.ref is not None and self._overdue(self._stays[demand.ref.slot][1])

@@ -56,9 +56,14 @@ class Loads:
         """The canary of the base itself, run once before any load."""
         return self._canary(_BASE, None)
 
+    def canary_of(self, call_id: str) -> str:
+        """The id of a load's canary; any other id is returned as it is."""
+        canary = _canary_id(call_id)
+        return canary if canary in self._loads else call_id
+
     def start(self, command: Load) -> Generate:
         """The canary request for a load."""
-        request = self._canary(f"canary-{command.id}", command.digest)
+        request = self._canary(_canary_id(command.id), command.digest)
         self._loads[request.id] = _Load(command, time.monotonic())
         return request
 
@@ -100,6 +105,10 @@ class Loads:
             invoked=True,
             pace=_PACE,
         )
+
+
+def _canary_id(call_id: str) -> str:
+    return f"canary-{call_id}"
 
 
 def _failed(call_id: str, error: Exception) -> Failed:

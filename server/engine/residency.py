@@ -1,5 +1,6 @@
 """What the scheduler asks of whoever keeps adapters on the device. Knows no tensors, no files."""
 
+from collections.abc import Collection
 from typing import Protocol
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
@@ -22,6 +23,9 @@ class Residency(Protocol):
         versions are unreferenced; ask again. FAILED: cannot come (invalid, damaged, too large).
         """
 
+    def give_up(self, digest: str) -> None:
+        """No sequence waits for the version any more: its load may end unfinished."""
+
     def error(self, digest: str) -> Exception:
         """Why `ensure` said FAILED."""
 
@@ -34,9 +38,10 @@ class Residency(Protocol):
     def traits(self, ref: SlotRef) -> Traits:
         """What the version in the slot asks of its sequences."""
 
-    def victims_for(self, digest: str) -> tuple[str, ...]:
+    def victims_for(self, digest: str, last: Collection[str] = ()) -> tuple[str, ...]:
         """Which referenced versions to release, least recently used first, so that this one fits.
 
+        last: those to release only where all others are not enough
         Until the next step no room is given to any other. Empty: there is nothing to release, or
         room is being made for another version.
         """

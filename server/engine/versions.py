@@ -69,6 +69,9 @@ class Versions:
         """A plan in one buffer on the host; raises AdapterInvalid."""
         return pack(plan, self._dtype, ALIGNMENT, pin_memory=self._pin_memory)
 
+    def give_up(self, digest: str) -> None:
+        """A load under way cannot be ended: it goes on."""
+
     def close(self) -> None:
         """Nothing has to end."""
 

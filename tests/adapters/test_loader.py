@@ -129,6 +129,27 @@ def test_what_is_forgotten_while_it_loads_is_not_kept() -> None:
     assert "b" not in disk.reads
 
 
+def test_a_load_that_nobody_waits_for_is_given_up_and_can_be_asked_for_again() -> None:
+    disk = Disk()
+    disk.open.clear()
+    told: list[str] = []
+    with loader(disk, give_up=told.append) as it:
+        running, waiting = it.request("a"), it.request("b")
+        assert disk.started.acquire(timeout=WAIT)
+        for digest in "abc":
+            it.give_up(digest)
+        assert told == ["a"]
+        assert waiting.cancelled()
+        again = it.request("a")
+        assert again is not running
+        disk.open.set()
+        assert again.result(WAIT).plan.digest == "a"
+        it.give_up("a")
+        assert it.sizes().keys() == {"a"}
+    assert told == ["a"]
+    assert "b" not in disk.reads
+
+
 def test_the_end_of_each_load_is_announced() -> None:
     disk = Disk()
     disk.errors["b"] = AdapterInvalid("up", "is bad")

@@ -78,6 +78,26 @@ def test_tenants_whose_loads_take_for_ever_leave_places_for_others() -> None:
     bench.desk.close()
 
 
+def test_what_nobody_waits_for_is_not_loaded_unless_it_was_prefetched(bench: Bench) -> None:
+    for digest in "abc":
+        bench.residency.ensure(digest)
+    bench.residency.prefetch("d")
+    bench.residency.ensure("d")
+    bench.residency.pump(ALL)
+    for digest in "bcdx":
+        bench.residency.give_up(digest)
+    bench.desk.serve()
+    bench.residency.pump(ALL)
+    assert bench.desk.reads == ["a", "d"]
+    assert [state.digest for state in bench.residency.states() if state.tier == "device"] == [
+        "a",
+        "d",
+    ]
+    assert not bench.residency.expecting
+    bench.bring("b")
+    assert bench.where("b") is Presence.DEVICE
+
+
 class FailingSoon:
     """Stands in front of the tables; the call that `left` counts down to is out of memory."""
 

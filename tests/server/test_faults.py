@@ -15,7 +15,7 @@ import pytest
 import torch
 from adapter_files import CONFIG, WEIGHTS, write_adapter
 from peft_adapters import save_lora
-from processes import engine_of, loader_of
+from processes import children, engine_of, loader_of
 from tiny_models import save_tiny
 from weft_process import WeftProcess
 
@@ -95,6 +95,14 @@ async def gauges(client: httpx.AsyncClient) -> dict[str, float]:
 
 async def has_waiting(client: httpx.AsyncClient) -> bool:
     return (await gauges(client))["vllm:num_requests_waiting"] > 0
+
+
+async def has_none_waiting(client: httpx.AsyncClient) -> bool:
+    return not await has_waiting(client)
+
+
+async def has_no_children(pid: int) -> bool:
+    return not list(children(pid))
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
@@ -247,6 +255,38 @@ async def test_a_file_that_takes_for_ever_is_refused_and_holds_nobody_up(
     assert "--loader-timeout" in refused.json()["error"]["message"]
     assert meanwhile > 100 or stream.task.done()
     stream.task.cancel()
+
+
+@pytest.mark.parametrize("asked", ["upload", "request"])
+async def test_a_load_that_nobody_waits_for_ends(
+    server: WeftProcess, client: httpx.AsyncClient, files: Files, asked: str
+) -> None:
+    """Its client left; the loader's process for it goes, and another client's load is not lost."""
+    loader = loader_of(server.pid)
+    assert not list(children(loader))
+    work: dict[str, Callable[[], Awaitable[Any]]] = {
+        "upload": lambda: upload(client, "slow", files.slow),
+        "request": lambda: complete(client, 1, model="late"),
+    }
+    if asked == "request":
+        assert (await upload(client, "late", files.other)).status_code == 200
+        os.kill(engine_of(server.pid), signal.SIGKILL)  # so that it has to be loaded again
+        await until(status_is(client, "/ready", 503))
+        await until_ready(client)
+        loader = loader_of(server.pid)
+        os.kill(loader, signal.SIGSTOP)
+    task = asyncio.ensure_future(work[asked]())
+    await until(lambda: has_waiting(client))
+    task.cancel()
+    if asked == "request":
+        await until(lambda: has_none_waiting(client))
+        os.kill(loader, signal.SIGCONT)
+    await until(lambda: has_no_children(loader))
+    if asked == "upload":
+        await until(status_is(client, "/v1/adapters/slow", 404))
+        assert (await upload(client, "late", files.other)).status_code == 200
+    assert (await complete(client, 1, model="late")).status_code == 200
+    assert (await client.delete("/v1/adapters/late")).status_code == 200
 
 
 async def test_an_engine_that_hangs_is_not_ready_within_five_seconds(

@@ -169,3 +169,83 @@ async def test_what_comes_at_the_same_time_is_not_let_in_together(tmp_path: Path
         found = await asyncio.gather(*(put(made, f"n{i}", i) for i in range(6)))
         assert sorted(answer.status_code for answer in found) == [200, 200, 403, 403, 403, 403]
         assert len(await names(made)) == 2
+
+
+class Held:
+    """An upload that stops in the middle until it is told to go on, or to break off."""
+
+    def __init__(self, made: Api, name: str, weights: int, framed: bool) -> None:
+        self.sent = Sent(weights, framed)
+        self.is_half_way = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.breaks = False
+        self.task = asyncio.create_task(self._send(made, name))
+
+    async def _send(self, made: Api, name: str) -> httpx.Response:
+        headers = self.sent.headers
+        async with made.client(authorization="Bearer a", **headers) as client:
+            return await client.put(f"/v1/adapters/{name}", content=self._content())
+
+    async def _content(self) -> AsyncIterator[bytes]:
+        last = b""
+        async for data in self.sent:
+            yield last
+            last = data
+        self.is_half_way.set()
+        await self.go_on.wait()
+        if self.breaks:
+            raise ConnectionError
+        yield last
+
+
+@pytest.mark.parametrize("framed", [True, False])
+async def test_uploads_that_come_at_the_same_time_count_together(
+    tmp_path: Path, framed: bool
+) -> None:
+    """Two of 5 MiB where 8 are allowed; the second is refused before the first has ended."""
+    async with tenant(tmp_path, f"adapter_bytes = {8 * MIB}") as made:
+        first = Held(made, "a", 5 * MIB, framed)
+        await first.is_half_way.wait()
+        answer, taken = await send(made, "b", 5 * MIB, framed)
+        assert refused(answer, "bytes of adapters")
+        assert taken <= (0 if framed else 5 * MIB)
+        answer, _ = await send(made, "b", 2 * MIB, framed)
+        assert answer.status_code == 422  # it may come, and is found to be no adapter
+        first.go_on.set()
+        assert (await first.task).status_code == 422
+        answer, _ = await send(made, "b", 5 * MIB, framed)
+        assert answer.status_code == 422
+
+
+@pytest.mark.parametrize("framed", [True, False])
+async def test_an_upload_whose_client_vanished_counts_no_more(tmp_path: Path, framed: bool) -> None:
+    async with tenant(tmp_path, f"adapter_bytes = {8 * MIB}") as made:
+        for _ in range(3):
+            gone = Held(made, "a", 6 * MIB, framed)
+            await gone.is_half_way.wait()
+            assert refused((await send(made, "b", 6 * MIB, framed))[0], "bytes of adapters")
+            gone.breaks = True
+            gone.go_on.set()
+            await asyncio.gather(gone.task, return_exceptions=True)
+        answer, _ = await send(made, "b", 6 * MIB, framed)
+        assert answer.status_code == 422
+        assert not list(made.registry.arrivals().glob(".*"))
+
+
+async def test_what_was_stored_meanwhile_leaves_less_room(tmp_path: Path) -> None:
+    async with tenant(tmp_path, f"adapter_bytes = {4 * MIB}") as made:
+        arriving = Held(made, "a", 4 * MIB, framed=False)
+        await arriving.is_half_way.wait()
+        assert refused(await put(made, "b", 1), "bytes of adapters")
+        arriving.go_on.set()
+        assert (await arriving.task).status_code == 422
+        assert (await put(made, "b", 1)).status_code == 200
+        library = made.services.library
+        acme = next(ctx for ctx in made.services.tenants.contexts if ctx.id == "acme")
+        with library.allowance(acme, "c", 64 * MIB) as allowance:
+            left = allowance.bytes
+            with library.allowance(acme, "d", 64 * MIB) as other:
+                other.claim(MIB)
+                assert allowance.bytes == left - MIB
+                assert (await put(made, "d", 2)).status_code == 200
+            assert allowance.bytes == left - (await put(made, "d", 2)).json()["file_bytes"]

@@ -3,12 +3,11 @@
 import httpx
 from api_server import Api, adapter_parts
 
-from weft.server.holdings import Holdings
-from weft.server.policy import NO_QUOTAS
+from weft.server.arrivals import Allowance
 from weft.server.tenants import DEFAULT_TENANT
 
 PATH = "/v1/adapters/pirate"
-SMALL = Holdings((), {}).allowance(NO_QUOTAS, 100)
+SMALL = Allowance(100)
 
 
 def parts(seed: int = 0) -> list[tuple[str, tuple[str, bytes]]]:

@@ -54,6 +54,9 @@ class FakeResidency:
             return Presence.LOADING
         return Presence.WAITING
 
+    def give_up(self, digest: str) -> None:
+        self._wanted.pop(digest, None)
+
     def error(self, digest: str) -> Exception:
         return self._failures[digest]
 
@@ -68,11 +71,11 @@ class FakeResidency:
     def traits(self, ref: SlotRef) -> Traits:
         return self._traits.get(self._digests[ref], PLAIN)
 
-    def victims_for(self, digest: str) -> tuple[str, ...]:
+    def victims_for(self, digest: str, last: Collection[str] = ()) -> tuple[str, ...]:
         if self._claim not in (None, digest):
             return ()
         try:
-            victims = self.pool.victims_for([self._sizes[digest]])
+            victims = self.pool.victims_for([self._sizes[digest]], last)
         except AdapterInvalid as error:
             self._fail(digest, error)
             return ()

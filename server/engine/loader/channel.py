@@ -5,6 +5,7 @@ Knows not what the messages mean.
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from types import TracebackType
@@ -61,6 +62,12 @@ class Channel(Generic[Received]):
             if file is not None:
                 os.close(file)
             raise
+
+    def wait_for_end(self) -> None:
+        """Waits until the other end is closed or shut down, whatever is received meanwhile."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        poll.poll()
 
     def shutdown(self) -> None:
         """Ends both directions, also for a thread that waits in `receive`."""

@@ -69,7 +69,7 @@ class LoaderProcess:
         self._pin_memory = pin_memory
         self._cards: dict[str, Card] = {}
         self._processes = _Processes(config, launch)
-        self._open: set[Channel[Answer]] = set()
+        self._open: dict[Channel[Answer], str] = {}  # loads under way
         self._lock = threading.Lock()
         if loading is not None:
             self._processes.adopt(loading)
@@ -91,6 +91,12 @@ class LoaderProcess:
                 raise LoadFailed("the loader does not answer") from None
             except (OSError, ValueError) as error:
                 raise LoadFailed(f"the loader ended: {error}") from error
+
+    def give_up(self, digest: str) -> None:
+        """Ends the loads of a version that are under way, and their processes; they fail."""
+        with self._lock:
+            for channel in [c for c, loading in self._open.items() if loading == digest]:
+                channel.shutdown()
 
     def card(self, digest: str) -> Card | None:
         """The card of a version that was loaded since the engine started."""
@@ -117,12 +123,12 @@ class LoaderProcess:
             with far:
                 self._processes.order(LoadVersion(digest), far.fileno())
             with self._lock:
-                self._open.add(channel)
+                self._open[channel] = digest
             try:
                 yield channel
             finally:
                 with self._lock:
-                    self._open.discard(channel)
+                    del self._open[channel]
 
     def _follow(self, digest: str, channel: Channel[Answer]) -> Packed:
         """Answers what the loader asks until it is done."""

@@ -9,6 +9,7 @@ import os
 import selectors
 import socket
 import sys
+import threading
 import traceback
 from dataclasses import dataclass, field
 
@@ -77,6 +78,7 @@ def _run(digest: str, config: LoaderConfig, channel: Channel[Told]) -> None:
         confinement.keep_only(channel.fileno())
         confinement.end_with_parent()
         confinement.name_process("weft-load")
+        threading.Thread(target=_end_with, args=(channel,), daemon=True).start()
         confinement.limit(config.memory, config.seconds, config.wall_seconds)
         job.run(digest, config, channel)
         code = 0
@@ -87,6 +89,12 @@ def _run(digest: str, config: LoaderConfig, channel: Channel[Told]) -> None:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _end_with(channel: Channel[Told]) -> None:
+    """Ends this process once the engine wants no answer any more."""
+    channel.wait_for_end()
+    os._exit(0)
 
 
 if __name__ == "__main__":

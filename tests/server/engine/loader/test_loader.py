@@ -14,6 +14,7 @@ import torch
 from adapter_files import edit_tensors, write_adapter
 from peft_adapters import save_lora
 from peft_methods import save_method
+from processes import children
 from tiny_models import save_tiny, tiny_model
 from torch import Tensor
 
@@ -115,15 +116,21 @@ def assert_loads(loader: LoaderProcess, digest: str) -> None:
 
 def load_under_way(loader: LoaderProcess) -> int:
     """The process of the only load that is under way."""
-    task = Path(f"/proc/{loader.pid}/task/{loader.pid}/children")
-    running = [pid for pid in map(int, task.read_text().split()) if not has_ended(pid)]
-    (child,) = running
+    (child,) = loads_under_way(loader)
     return child
 
 
+def loads_under_way(loader: LoaderProcess) -> list[int]:
+    assert loader.pid is not None
+    return [pid for pid in children(loader.pid) if not has_ended(pid)]
+
+
 def has_ended(pid: int) -> bool:
-    """Whether only its parent has still to take notice of it."""
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    """Whether it is gone, or only its parent has still to take notice of that."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
     return state == "Z"
 
 
@@ -284,6 +291,36 @@ def test_loads_go_on_beside_each_other(
         go_on.set()
         slow.join()
     assert results == [asking]
+
+
+def test_a_load_that_is_given_up_ends_with_its_process_and_no_other_does(
+    loader: LoaderProcess, place: Place, good: str
+) -> None:
+    reflections = 4000  # each is composed with all before it
+    tensor = {"base_model.model.model.layers.0.self_attn.q_proj.hra_u": torch.ones(64, reflections)}
+    config = {"peft_type": "HRA", "r": reflections, "target_modules": ["0.self_attn.q_proj"]}
+    endless = place.put("endless", lambda path: write_adapter(path, config, tensor))
+    failures: list[LoadFailed] = []
+
+    def load() -> None:
+        with pytest.raises(LoadFailed) as failure:
+            loader.load(endless)
+        failures.append(failure.value)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    while not loads_under_way(loader):
+        os.sched_yield()
+    (process,) = loads_under_way(loader)
+    loader.give_up(good)
+    assert_loads(loader, good)
+    assert process in loads_under_way(loader)
+    loader.give_up(endless)
+    thread.join()
+    assert len(failures) == 1
+    while process in loads_under_way(loader):
+        os.sched_yield()
+    assert_loads(loader, good)
 
 
 def test_the_loader_is_confined(loader: LoaderProcess, good: str) -> None:
