@@ -26,7 +26,7 @@ from weft.server.engine.canary import Canary, canary_of
 from weft.server.engine.checks import ModelTooLarge, ModelUnsupported, check_config, position_limit
 from weft.server.engine.forward import Forward
 from weft.server.engine.hardware import GIB
-from weft.server.engine.kv_memory import KVLayout, choose_size
+from weft.server.engine.kv_memory import KVLayout, KVSize, choose_size
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
 from weft.server.engine.packed_linear import pack_linears
@@ -245,17 +245,10 @@ def _assemble(
     forward = Forward(model, attention, adapted.state, wanted.page_size)
     prefixes = PrefixCopies(spec, adapted.tables, wanted.page_size)
     layout.allocate(test.pages, attention)
-    logits = computed(forward, test)
-    progress("self-test", 1, 2)
-    check_model(logits, reference.result())
-    use_paged_attention(model)
-    progress("self-test", 2, 2)
+    _check(forward, test, reference, progress)
     budget = _token_budget(wanted, longest, source.device)
     with _memory("the KV cache: lower --kv-cache-memory or --max-num-batched-tokens"):
-        workspace = _workspace(forward, layout, wanted, budget)
-        free = hardware.free_memory(source.device)
-        hardware.require_free("--kv-cache-memory", wanted.kv_cache_memory or 0, source.device)
-        size = choose_size(wanted, layout, longest=longest, free=free, workspace=workspace)
+        size = _kv_size(forward, layout, wanted, longest, budget)
         layout.allocate(size.pages, attention)
     progress("digest", 0, 1)
     facts = ModelFacts(
@@ -300,6 +293,27 @@ def _arena(wanted: EngineConfig, source: _Source) -> Tensor:
         size = min(share, _LARGEST_DEFAULT_ARENA)
     hardware.require_free("--adapter-memory", size, source.device)
     return torch.empty(size // dtype.itemsize, dtype=dtype, device=source.device)
+
+
+def _check(
+    forward: Forward, test: SelfTest, reference: Future[Reference], progress: Progress
+) -> None:
+    """The self-test; what it is compared with is computed meanwhile."""
+    logits = computed(forward, test)
+    progress("self-test", 1, 2)
+    check_model(logits, reference.result())
+    use_paged_attention(forward.model)
+    progress("self-test", 2, 2)
+
+
+def _kv_size(
+    forward: Forward, layout: KVLayout, wanted: EngineConfig, longest: int, budget: int
+) -> KVSize:
+    """Of the KV cache, in the memory that is left."""
+    workspace = _workspace(forward, layout, wanted, budget)
+    free = hardware.free_memory(layout.device)
+    hardware.require_free("--kv-cache-memory", wanted.kv_cache_memory or 0, layout.device)
+    return choose_size(wanted, layout, longest=longest, free=free, workspace=workspace)
 
 
 def _workspace(forward: Forward, layout: KVLayout, wanted: EngineConfig, budget: int) -> int:
