@@ -71,7 +71,7 @@ class Deltas:
         for module, ops in plan.ops.items():
             scale = base[module].scale if module in base else 1.0
             changes = [op for op in ops if not isinstance(op, _BESIDE_WEIGHTS)]
-            norm = weights.norm(module) if changes else None
+            norm = _own_norm(module, changes, weights) if changes else None
             if not norm:
                 continue
             update = _Change(module, norm * scale, scale, weights).norm(changes)
@@ -98,6 +98,17 @@ class Deltas:
                 f"the update of {larger[0]} is {ratios[larger[0]]:.3g} times as large as its "
                 f"weights{others}: a wrong alpha or learning rate does that"
             )
+
+
+def _own_norm(module: str, changes: Sequence[Operation], weights: Weights) -> float | None:
+    """Of the weight that operations change; of a module of other parameters those they replace."""
+    norm = weights.norm(module)
+    if norm is not None or not all(isinstance(op, Override) for op in changes):
+        return norm
+    names = (name for op in changes if isinstance(op, Override) for name in op.parameters)
+    own = [weights.parameter(module, name) for name in names]
+    known = [_frobenius(parameter) for parameter in own if parameter is not None]
+    return math.hypot(*known) if len(known) == len(own) else None
 
 
 class LoadedWeights:

@@ -24,6 +24,7 @@ from weft.adapters.operations import (
     Operation,
     OutputScale,
     OutputShift,
+    Override,
     RowOverride,
     Sparse,
     VirtualTokens,
@@ -146,24 +147,50 @@ def test_norms_of_a_lora_with_biases(tmp_path: Path) -> None:
     check_merged(save_lora(tmp_path, "llama", model=model, r=4, **targets), **model)
 
 
-def check_merged(folder: Path, **model: Any) -> None:
+@pytest.mark.parametrize("arch", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_norms_of_experts_by_layer(arch: str, tmp_path: Path) -> None:
+    parameters = ["mlp.experts.gate_up_proj", "1.mlp.experts.down_proj"]
+    targets = {"target_modules": ["q_proj"], "target_parameters": parameters}
+    check_merged(save_lora(tmp_path, arch, r=3, **targets), arch)
+
+
+def test_norms_of_experts_that_are_replaced(tmp_path: Path) -> None:
+    """By the parameters that an adapter brings, of which none is called weight."""
+    targets = {"target_modules": ["q_proj"], "modules_to_save": ["1.mlp.experts"]}
+    folder = save_lora(tmp_path, "gpt_oss", **targets)
+    model = tiny_model("gpt_oss")
+    base = BaseModules.of(model)
     checkpoint = read_checkpoint(folder)
-    base = BaseModules.of(tiny_model("llama", **model))
+    name = "model.layers.1.mlp.experts"
+    ops = lower(checkpoint, read_tensors(checkpoint), base).ops[name]
+    own = {key: value.detach() for key, value in model.get_submodule(name).named_parameters()}
+    (override,) = ops
+    assert isinstance(override, Override)
+    update = math.hypot(*(float((v - own[k]).norm()) for k, v in override.parameters.items()))
+    whole = math.hypot(*(float(own[key].norm()) for key in override.parameters))
+    found = Deltas.of(plan({name: ops}), base, LoadedWeights(base)).by_layer()
+    assert found == pytest.approx({"model.layers.1": update / whole}, rel=1e-5)
+
+
+def check_merged(folder: Path, arch: str = "llama", **model: Any) -> None:
+    checkpoint = read_checkpoint(folder)
+    base = BaseModules.of(tiny_model(arch, **model))
     changed = lower(checkpoint, read_tensors(checkpoint), base)
     found = Deltas.of(changed, base, LoadedWeights(base)).by_layer()
-    before = tiny_model("llama", **model).state_dict()
+    before = tiny_model(arch, **model).state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged: Any = load_peft(tiny_model("llama", **model), folder)
+        merged: Any = load_peft(tiny_model(arch, **model), folder)
         after = merged.merge_and_unload().state_dict()
     squares: dict[str, list[float]] = {}
     for module in changed.ops:
         layer = ".".join(module.split(".")[:3]) if ".layers." in module else module
         total = squares.setdefault(layer, [0.0, 0.0])
-        for part in (f"{module}.weight", f"{module}.bias"):
+        weight = ".".join(base.weight_of(module))
+        for part in (weight, f"{module}.bias"):
             if part in after:
                 total[0] += float((after[part] - before.get(part, 0.0)).square().sum())
-        total[1] += float(before[f"{module}.weight"].square().sum())
+        total[1] += float(before[weight].square().sum())
     expected = {layer: math.sqrt(update / own) for layer, (update, own) in squares.items()}
     assert found == pytest.approx(expected, rel=0.03)
 
