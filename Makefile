@@ -5,7 +5,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install demo test soak test-gpu check format bench bench-rivals bench-gpu bench-kernels bench-methods bench-loads bench-startup bench-serving bench-registered readme tune fidelity clean
+.PHONY: help install demo test soak mutants test-gpu check format bench bench-rivals bench-gpu bench-kernels bench-methods bench-loads bench-startup bench-serving bench-registered readme tune fidelity clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ test: $(VENV)/.weft-dev ## run the whole suite
 soak: export OMP_NUM_THREADS ?= 1
 soak: $(VENV)/.weft-dev ## run the tests that take minutes, one after another
 	$(BIN)/pytest -m soak tests/soak
+
+mutants: $(VENV)/.weft-dev ## change code that keeps tenants apart, one place at a time: do tests notice?
+	$(BIN)/python benchmarks/mutation.py
 
 test-gpu: $(VENV)/.weft-dev ## run the tests that need a CUDA device
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("test-gpu: torch finds no CUDA device")'

@@ -1,0 +1,238 @@
+"""Would the tests notice? Changes the code of what keeps tenants apart, one place at a time.
+
+    python benchmarks/mutation.py [AREA or MODULE …] [--each 20] [--seed 1]
+
+Each area is a few modules and their own tests. Of each module, `--each` changes are drawn at random
+and tested one after another, in a copy of the checkout; a change is found when a test fails. What
+no test noticed is printed, and is in results/mutation.json, beside other modules' latest results.
+"""
+
+import argparse
+import compileall
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from machine import results_path, write_results
+from mutants import Mutant, mutants
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("adapters", "kernels", "server", "tests", "benchmarks")
+NAME = "mutation"
+OUTPUT = "tests.txt"
+# Imported once, before the forks: what the tests' start would spend its time on.
+PRELOADED = ("torch", "fastapi", "httpx", "hypothesis", "msgspec", "pydantic", "safetensors.torch")
+QUIETLY = ("-q", "-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+PATIENCE = 5.0
+"""A change that makes the tests run so many times as long is found: it hangs."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """modules: without `.py`   tests: the quick ones first"""
+
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+AREAS = {
+    "registry": Area(
+        (
+            "adapters/registry",
+            "adapters/catalogue",
+            "adapters/directory",
+            "adapters/ledger",
+            "adapters/custody",
+            "adapters/holds",
+            "adapters/retention",
+            "adapters/aliases",
+            "adapters/alias",
+            "adapters/database",
+            "adapters/store",
+        ),
+        (
+            "tests/adapters/test_holds.py",
+            "tests/adapters/test_retention.py",
+            "tests/adapters/test_registry.py",
+            "tests/adapters/test_aliases.py",
+            "tests/adapters/test_store.py",
+            "tests/adapters/test_database.py",
+            "tests/adapters/test_alias.py",
+            "tests/adapters/test_registry_restarts.py",
+            "tests/adapters/test_registry_histories.py",
+            "tests/adapters/test_failing_disk.py",
+        ),
+    ),
+    "pages": Area(
+        (
+            "server/engine/pages",
+            "server/engine/page_tables",
+            "server/engine/prefix_cache",
+        ),
+        (
+            "tests/server/engine/test_page_tables.py",
+            "tests/server/engine/test_prefix_cache.py",
+            "tests/server/engine/test_pages.py",
+            "tests/server/engine/test_claims.py",
+            "tests/server/engine/test_scheduler_pages.py",
+            "tests/server/engine/test_probes.py",
+        ),
+    ),
+    "admission": Area(
+        ("server/admission", "server/quotas", "server/access", "server/holdings"),
+        (
+            "tests/server/test_admission.py",
+            "tests/server/test_quotas.py",
+            "tests/server/test_access.py",
+            "tests/server/test_holdings.py",
+        ),
+    ),
+    "slots": Area(
+        ("adapters/pool", "adapters/places", "server/engine/gate", "kernels/slot_table"),
+        (
+            "tests/kernels/test_slot_table.py",
+            "tests/adapters/test_pool.py",
+            "tests/adapters/test_places.py",
+            "tests/server/engine/test_gate.py",
+            "tests/server/engine/test_scheduler_adapters.py",
+            "tests/adapters/test_residency.py",
+        ),
+    ),
+}
+
+
+class Tests:
+    """An area's tests in a copy of the checkout, each run in a process forked from this one."""
+
+    def __init__(self, area: Area, copy: Path) -> None:
+        self._copy = copy
+        # Once for the caches, once for the time.
+        self._tests = area.tests
+        if self._run(600) != 0:
+            told = (copy / OUTPUT).read_text()[-4000:]
+            raise SystemExit(f"{told}\nThese tests must pass without any change.")
+        began = time.monotonic()
+        self._run(600)
+        self._seconds = 10 + PATIENCE * (time.monotonic() - began)
+
+    def notice(self, module: str, mutant: Mutant) -> bool:
+        """Whether a test fails, or none ends, with the change."""
+        path = self._copy / f"{module}.py"
+        original, stat = path.read_text(), path.stat()
+        path.write_text(mutant.source)
+        try:
+            return self._run(self._seconds) != 0
+        finally:
+            path.write_text(original)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    def _run(self, seconds: float) -> int:
+        child = os.fork()
+        if not child:
+            self._be_the_tests()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return -signal.SIGKILL
+
+    def _be_the_tests(self) -> None:
+        code: int = 1
+        try:
+            os.setsid()
+            os.chdir(self._copy)
+            output = os.open(OUTPUT, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            for stream in (1, 2):
+                os.dup2(output, stream)
+            sys.path.insert(0, str(self._copy / "src"))
+            os.environ["PYTHONPATH"] = sys.path[0]
+            code = pytest.main([*QUIETLY, *self._tests])
+        except BaseException:  # noqa: BLE001 - whatever it is, this process ends here
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+
+def copied(folder: Path) -> Path:
+    """The checkout's code in a folder, compiled."""
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__", "results", ".cache")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        compileall.compile_dir(folder / name, quiet=2)
+    shutil.copytree(ROOT / "src", folder / "src", symlinks=True)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def tried(module: str, tests: Tests, each: int, seed: int, source: str) -> dict[str, Any]:
+    """What became of a module's changes."""
+    possible = mutants(source)
+    drawn = Random(f"{seed}/{module}").sample(possible, min(each, len(possible)))
+    missed = [mutant for mutant in drawn if not tests.notice(module, mutant)]
+    print(f"{module}: {len(drawn) - len(missed)} of {len(drawn)} found", flush=True)
+    for mutant in missed:
+        print(f"    {mutant.line}: {mutant.before!r} → {mutant.after!r}", flush=True)
+    told = [{"line": m.line, "before": m.before, "after": m.after} for m in missed]
+    return {"seed": seed, "changes": len(drawn), "of": len(possible), "not_found": told}
+
+
+def keep(module: str, found: dict[str, Any]) -> None:
+    """Writes what became of a module beside the others, and the share found in each area."""
+    results = results_path(NAME)
+    modules = json.loads(results.read_text())["modules"] if results.exists() else {}
+    modules[module] = found
+    areas = {}
+    for name, area in AREAS.items():
+        of_area = [modules[module] for module in area.modules if module in modules]
+        changes = sum(module["changes"] for module in of_area)
+        missed = sum(len(module["not_found"]) for module in of_area)
+        if changes:
+            share = round((changes - missed) / changes, 3)
+            areas[name] = {"changes": changes, "found": changes - missed, "share": share}
+    write_results(NAME, {"areas": areas, "modules": modules})
+
+
+def main() -> None:
+    """Runs the areas or modules that were named."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    everything = {module for area in AREAS.values() for module in area.modules}
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(AREAS)}; a module")
+    parser.add_argument("--each", type=int, default=20, help="changes of each module (20)")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    wanted = set(options.names) or set(AREAS)
+    if unknown := wanted - everything - AREAS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: neither an area nor a module of one")
+    for module in PRELOADED:
+        importlib.import_module(module)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(Path(folder))
+        for name, area in AREAS.items():
+            modules = [m for m in area.modules if m in wanted or name in wanted]
+            tests = Tests(area, copy) if modules else None
+            for module in modules:
+                source = (copy / f"{module}.py").read_text()
+                assert tests is not None
+                keep(module, tried(module, tests, options.each, options.seed, source))
+
+
+if __name__ == "__main__":
+    main()
