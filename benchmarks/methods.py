@@ -79,6 +79,7 @@ def main(
             base, context=context, adapter_memory=int(adapter_gib * 2**30), threads=threads
         )
         facts = decoder.host.facts
+        dtype = str(facts.dtype).removeprefix("torch.")
         limits = Limits(
             machine.read_bandwidth(facts.device), machine.matmul_peak(facts.device, facts.dtype)
         )
@@ -87,7 +88,7 @@ def main(
             for name in names:
                 progress.update(task, description=f"{base.name}: {name}")
                 entry = measure(decoder, base, name, turns, limits)
-                save(base.name, {**settings, "dtype": str(facts.dtype)}, name, entry)
+                save(f"{base.name}, {dtype}", settings, name, entry)
                 progress.advance(task)
     show(json.loads(machine.results_path(NAME).read_text()))
 

@@ -9,6 +9,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import method_table
 from machine import results_path
 
 Results = dict[str, Any]
@@ -163,7 +164,18 @@ def rivals() -> str:
     return table(command, found, ("tokens/s", *floors), rows)
 
 
+def methods() -> str:
+    """What serves each method, how exactly, what an adapter takes, and what a step costs."""
+    fidelity, found = results("fidelity"), results("methods")
+    rows = [method_table.cells(row, fidelity, found) for row in method_table.ROWS]
+    commands = "`make fidelity`, `python benchmarks/methods.py --models half-billion`"
+    told = f"{commands}; 1 torch thread; {method_table.measured_on(found)}:"
+    mixes = f"A row or two of each family in one step: {', '.join(method_table.mixes(found))}."
+    return f"{told}\n\n{markdown(method_table.HEAD, rows)}\n\n{mixes}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods,
     "smoke": smoke,
     "rivals": rivals,
     "startup": startup,
@@ -191,15 +203,19 @@ def results(name: str) -> Results:
 
 
 def table(command: str, found: Results, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The conditions in a line, then a table: columns of text begin with "|" or come first."""
+    """The conditions in a line, then a table."""
+    return f"{conditions(command, found['machine'])}\n\n{markdown(head, rows)}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns of text begin with "|" or come first."""
     text = [number == 0 or name.startswith("|") for number, name in enumerate(head)]
     lines = [
         tuple(name.removeprefix("|") for name in head),
         tuple("---" if left else "--:" for left in text),
         *rows,
     ]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{conditions(command, found['machine'])}\n\n{body}"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def conditions(command: str, machine: Results) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils.quantization_config import Mxfp4Config
 
 from weft.adapters.base import Quantized, head_of
 from weft.server.engine.checks import ModelUnsupported
