@@ -10,6 +10,9 @@ from weft.adapters.ledger import Ledger
 from weft.adapters.tenancy import TenantContext
 from weft.adapters.version import NAME
 
+MOST_ALIASES = 1000
+"""That a tenant may have."""
+
 
 class Aliases:
     """Names that lead to other names of their tenant.
@@ -127,6 +130,8 @@ class Aliases:
         directory, (tenant, name) = self._directory, key
         if key in directory.names:
             raise AliasInvalid(f"{name!r} is an adapter")
+        if key not in directory.aliases and directory.aliases.beside(key) >= MOST_ALIASES:
+            raise AliasInvalid(f"there are {MOST_ALIASES} aliases already, and no more are allowed")
         for arm in arms:
             inner = directory.aliases.get((tenant, arm.name))
             if inner is None or arm.version is not None:

@@ -46,6 +46,10 @@ class Table(dict[Key, Value]):
         """A tenant's values, in the order of their names."""
         return (self[ctx.id, name] for name in self._names.get(ctx.id, ()))
 
+    def beside(self, key: Key) -> int:
+        """How many values the tenant of a key has."""
+        return len(self._names.get(key[0], ()))
+
 
 class Directory:
     """names, aliases: as committed   failures: why digests cannot be served"""

@@ -40,6 +40,7 @@ from weft.server.engine.launch import Launched
 from weft.server.engine.messages import EngineConfig, EngineInfo
 from weft.server.errors import ApiError
 from weft.server.exposure import check_exposure
+from weft.server.heads import LimitedHeads
 from weft.server.library import Installed
 from weft.server.records import Records
 from weft.server.services import Services, base_names
@@ -201,6 +202,7 @@ class _Server(uvicorn.Server):
     def __init__(self, app: FastAPI, services: Services, view: View) -> None:
         config = uvicorn.Config(
             app,
+            http=LimitedHeads,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -387,8 +389,7 @@ def _open_records(state: Path, settings: Settings) -> Records:
         raise StartError(f"--audit-log {path}: {error}") from None
     except (StateInUse, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        where = getattr(error, "filename", None) or state
-        raise StartError(f"{where}: {reason}") from None
+        raise StartError(f"{getattr(error, 'filename', None) or state}: {reason}") from None
 
 
 def _named(flag: str, make: Callable[[], T], *expected: type[Exception]) -> T:

@@ -1,6 +1,6 @@
 """The parts that the API is made of, put together once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from starlette.requests import HTTPConnection
@@ -15,6 +15,7 @@ from weft.server.engine.client import EngineClient, EngineUnavailable
 from weft.server.evaluation.evaluations import Evaluations
 from weft.server.library import Library
 from weft.server.metrics import Metrics
+from weft.server.reading import Reading
 from weft.server.records import Records
 from weft.server.router import Router
 from weft.server.settings import Settings
@@ -45,6 +46,7 @@ class Services:
     evaluations: Evaluations
     usage: Usage
     audit: Audit
+    reading: Reading = field(default_factory=Reading)
 
     @classmethod
     def assemble(

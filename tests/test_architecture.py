@@ -222,7 +222,7 @@ MAKES_CONTEXTS = {
     "weft.server.verification",
 }
 # Where a tenant's name may stand: the key of a dict, and what people and Prometheus read.
-TAKES_NAMES = {"get", "AdapterLabel", "AdapterName", "UsageKey", "error"}
+TAKES_NAMES = {"get", "setdefault", "AdapterLabel", "AdapterName", "UsageKey", "error"}
 
 
 def called(node: ast.Call) -> str:

@@ -1,7 +1,7 @@
 """A request's JSON body, read strictly into its schema. Knows no routes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,6 +15,8 @@ from weft.server.errors import ApiError, ErrorCode, invalid, unsupported
 MAX_JSON_BYTES = 8 * 1024 * 1024
 MAX_JSON_DEPTH = 32
 SILENCE_SECONDS = 30.0
+LEAST_PACE = 1024
+"""Bytes a second of a body, on the whole, once it is silent for so long in all."""
 
 Schema = TypeVar("Schema", bound="RequestBody")
 
@@ -81,20 +83,28 @@ async def read_json_bytes(request: Request) -> bytes:
 
 async def read_bytes(request: Request, limit: int) -> bytes:
     """The whole body, of at most `limit` bytes; raises ApiError."""
-    chunks: list[bytes] = []
-    size = 0
-    stream = request.stream()
+    body = bytearray()
+    async for chunk in in_time(request.stream()):
+        body += chunk
+        if len(body) > limit:
+            values = {"what": "body", "limit": limit}
+            raise ApiError(ErrorCode.REQUEST_TOO_LARGE, values=values)
+    return bytes(body)
+
+
+async def in_time(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A body's pieces; raises ApiError where none comes for long, or they come too slowly."""
+    clock = asyncio.get_running_loop().time
+    began, size = clock(), 0
     try:
         while True:
-            async with asyncio.timeout(SILENCE_SECONDS):
+            late = began + SILENCE_SECONDS + size / LEAST_PACE
+            async with asyncio.timeout_at(min(late, clock() + SILENCE_SECONDS)):
                 chunk = await anext(stream, None)
             if chunk is None:
-                return b"".join(chunks)
+                return
             size += len(chunk)
-            if size > limit:
-                values = {"what": "body", "limit": limit}
-                raise ApiError(ErrorCode.REQUEST_TOO_LARGE, values=values)
-            chunks.append(chunk)
+            yield chunk
     except TimeoutError:
         raise ApiError(ErrorCode.REQUEST_TIMEOUT) from None
 

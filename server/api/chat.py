@@ -1,7 +1,6 @@
 """POST /v1/chat/completions: its schema, its preparation and its format."""
 
-import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -145,6 +144,11 @@ class ChatWriter(Writer):
         return details
 
 
+def length_of(messages: Sequence[Mapping[str, str]]) -> int:
+    """Of all texts in a conversation, in characters."""
+    return sum(len(text) for message in messages for text in message.values())
+
+
 class ChatAnswer(Answer):
     """The answer to one chat request."""
 
@@ -162,7 +166,8 @@ class ChatAnswer(Answer):
         body, text, info = self._chat, self.services.text, self.services.engine.info
         messages = [message.plain() for message in body.messages]
         try:
-            prompt = await asyncio.to_thread(text.encode_chat, messages)
+            length, tenant = length_of(messages), self._request.state.tenant
+            prompt = await self.services.reading(tenant, length, text.encode_chat, messages)
         except ChatTemplateError as error:
             raise invalid("messages", str(error)) from error
         if not prompt:

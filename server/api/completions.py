@@ -1,6 +1,5 @@
 """POST /v1/completions: its schema, its preparation and its format."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -181,7 +180,9 @@ class CompletionAnswer(Answer):
         body, text, info = self._completion, self.services.text, self.services.engine.info
         if body.best_of not in (None, body.n):
             raise unsupported("best_of", "only the value of n")
-        prompts = await asyncio.to_thread(self._tokenize)
+        length = sum(map(len, body.prompt))
+        tenant = self._request.state.tenant
+        prompts = await self.services.reading(tenant, length, self._tokenize)
         longest = max(len(prompt) for prompt in prompts)
         room = answer_length(longest, body.max_tokens, self.room(target), "prompt")
         max_tokens = min(room, DEFAULT_MAX_TOKENS) if body.max_tokens is None else room

@@ -1,6 +1,5 @@
 """/v1/evaluations: whether adapters help, on examples that the client sends."""
 
-import asyncio
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from weft.server.evaluation.encoded import Encoded, encode
 from weft.server.evaluation.evaluations import Evaluation, Json, Plan
 from weft.server.evaluation.examples import Example
 from weft.server.evaluation.measuring import Model
+from weft.server.reading import LONG
 from weft.server.services import Services, services_of
 from weft.server.usage.counts import BASE as BASE_USED
 from weft.server.usage.counts import Used
@@ -46,7 +46,8 @@ async def create_evaluation(
     services, tenant = services_of(request), request.state.tenant
     if services.admission.draining:
         raise ApiError(ErrorCode.DRAINING)
-    examples = await asyncio.to_thread(_encoded, services, body.examples)
+    # Thousands of examples are long whatever they hold.
+    examples = await services.reading(tenant, LONG, _encoded, services, body.examples)
     with ExitStack() as leases:
         models = _models(services, request, body.adapters, leases)
         plan = Plan(models, examples, body.seed)

@@ -1,18 +1,17 @@
 """POST /tokenize and /detokenize, with vLLM's bodies and answers."""
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import Field
 
 from weft.server.api.body import RequestBody, describes, json_body
-from weft.server.api.chat import ChatMessage
+from weft.server.api.chat import ChatMessage, length_of
 from weft.server.api.fields import TokenId
 from weft.server.api.json_response import json_response
 from weft.server.errors import invalid
 from weft.server.services import services_of
-from weft.server.text import ChatTemplateError
+from weft.server.text import ChatTemplateError, Text
 
 router = APIRouter()
 
@@ -48,22 +47,33 @@ async def tokenize(
         state.tenant, request.headers, body.model, state.request_id
     ) as target:
         if body.prompt is not None:
-            tokens = await asyncio.to_thread(
-                text.encode, body.prompt, add_special_tokens=body.add_special_tokens
+            tokens = await services.reading(
+                state.tenant,
+                len(body.prompt),
+                text.encode,
+                body.prompt,
+                add_special_tokens=body.add_special_tokens,
             )
         else:
             messages = [message.plain() for message in body.messages or ()]
             try:
-                tokens = await asyncio.to_thread(
-                    text.encode_chat, messages, add_generation_prompt=body.add_generation_prompt
+                tokens = await services.reading(
+                    state.tenant,
+                    length_of(messages),
+                    text.encode_chat,
+                    messages,
+                    add_generation_prompt=body.add_generation_prompt,
                 )
             except ChatTemplateError as error:
                 raise invalid("messages", str(error)) from error
+    names = None
+    if body.return_token_strs:
+        names = await services.reading(state.tenant, len(tokens), text.token_names, tokens)
     answer: dict[str, Any] = {
         "count": len(tokens),
         "max_model_len": services.engine.info.max_model_len - target.virtual_tokens,
         "tokens": tokens,
-        "token_strs": text.token_names(tokens) if body.return_token_strs else None,
+        "token_strs": names,
     }
     return json_response(answer)
 
@@ -73,10 +83,15 @@ async def detokenize(
     request: Request, body: Annotated[DetokenizeRequest, Depends(json_body(DetokenizeRequest))]
 ) -> Response:
     """The text of token ids, special tokens included."""
-    services = services_of(request)
-    if not all(services.text.knows(token) for token in body.tokens):
-        raise invalid("tokens", "holds an id that the vocabulary does not have")
-    state = request.state
+    services, state = services_of(request), request.state
     with services.router.target(state.tenant, request.headers, body.model, state.request_id):
-        prompt = services.text.decode(body.tokens, skip_special_tokens=False)
+        prompt = await services.reading(
+            state.tenant, len(body.tokens), _written, services.text, body.tokens
+        )
     return json_response({"prompt": prompt})
+
+
+def _written(text: Text, tokens: list[int]) -> str:
+    if not all(map(text.knows, set(tokens))):
+        raise invalid("tokens", "holds an id that the vocabulary does not have")
+    return text.decode(tokens, skip_special_tokens=False)

@@ -13,7 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from weft.adapters.checkpoint import CONFIG_NAME, MAX_CONFIG_BYTES
 from weft.adapters.header import WEIGHTS_NAME
-from weft.server.api.body import SILENCE_SECONDS
+from weft.server.api.body import in_time
 from weft.server.arrivals import Allowance
 from weft.server.errors import ApiError, ErrorCode, invalid
 
@@ -143,20 +143,14 @@ def _boundary(request: Request) -> bytes:
 
 async def _blocks(request: Request, allowance: Allowance) -> AsyncIterator[bytes]:
     """The body in blocks of about a megabyte, so that few of them need a thread."""
-    stream = request.stream()
     block = bytearray()
     size = 0
-    try:
-        while True:
-            async with asyncio.timeout(SILENCE_SECONDS):
-                chunk = await anext(stream, b"")
-            block += chunk
-            size += len(chunk)
-            allowance.claim(size - _BESIDE_WEIGHTS)
-            if len(block) >= _WRITE_BYTES or (block and not chunk):
-                yield bytes(block)
-                block.clear()
-            if not chunk:
-                return
-    except TimeoutError:
-        raise ApiError(ErrorCode.REQUEST_TIMEOUT) from None
+    async for chunk in in_time(request.stream()):
+        block += chunk
+        size += len(chunk)
+        allowance.claim(size - _BESIDE_WEIGHTS)
+        if len(block) >= _WRITE_BYTES:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)

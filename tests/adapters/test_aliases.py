@@ -288,3 +288,17 @@ def test_a_version_is_young_again_once_it_was_current(state: State) -> None:
     assert second.retired is not None
     assert first.retired > second.retired
     assert third.retired is None
+
+
+def test_there_is_an_end_to_the_aliases_of_a_tenant(
+    state: State, aliases: Aliases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft.adapters.aliases.MOST_ALIASES", 2)
+    for name in "xy":
+        aliases.put(MINE, name, {"a": 1})
+    with pytest.raises(AliasInvalid, match="2 aliases"):
+        aliases.put(MINE, "z", {"a": 1})
+    aliases.put(MINE, "y", {"b": 1})
+    aliases.remove(MINE, "x")
+    aliases.put(MINE, "z", {"a": 1})
+    assert [alias.name for alias in aliases.list(MINE)] == ["y", "z"]

@@ -331,3 +331,12 @@ def test_what_is_found_damaged_is_withdrawn_and_told_once(state: State, registry
     assert told == [(damaged.digest, DAMAGED)]
     assert registry.lookup(MINE, "a").failed == DAMAGED
     assert registry.lookup(MINE, "b").failed is sound.failed is None
+
+
+def test_a_name_that_comes_again_was_not_used_before(state: State, registry: Registry) -> None:
+    state.put("a", 1)
+    registry.lease(MINE, "a").release()
+    assert registry.lookup(MINE, "a").last_used is not None
+    registry.remove(MINE, "a")
+    state.put("a", 2)
+    assert registry.lookup(MINE, "a").last_used is None

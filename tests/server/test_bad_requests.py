@@ -1,6 +1,7 @@
 """Whatever a client sends: an answer of the catalogue, never a 5xx, and nothing left behind."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ async def answered(api: Api, route: str, body: bytes, **headers: str) -> None:
     assert api.services.admission.inside == 0
 
 
-FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("WEFT_EXAMPLES", "200"))
+FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def dumps(value: Any) -> bytes:

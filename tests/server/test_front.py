@@ -109,11 +109,17 @@ async def test_a_body_beyond_the_limit_is_413_and_ends_the_connection(api: Api) 
     assert answer.headers["connection"] == "close"
 
 
-async def test_a_body_that_does_not_come_is_408(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("weft.server.api.body.SILENCE_SECONDS", 0.01)
-    monkeypatch.setattr("weft.server.api.upload.SILENCE_SECONDS", 0.01)
+@pytest.mark.parametrize("drips", [False, True])
+async def test_a_body_that_does_not_come_is_408(
+    api: Api, monkeypatch: pytest.MonkeyPatch, drips: bool
+) -> None:
+    """Not at all any more, or so slowly that it keeps its connection for ever."""
+    monkeypatch.setattr("weft.server.api.body.SILENCE_SECONDS", 0.05)
 
     async def silent() -> AsyncIterator[bytes]:
+        while drips:
+            yield b" "
+            await asyncio.sleep(0.002)
         yield b"{"
         await asyncio.Event().wait()
 

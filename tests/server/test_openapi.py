@@ -1,6 +1,7 @@
 """The server against its own OpenAPI document: whatever it allows is answered as it says."""
 
 import asyncio
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from schemathesis.core import NotSet
 from weft.server.errors import ERROR_SCHEMA, ApiError, ErrorCode
 
 NAME = "shop"
-EXAMPLES = 6
+EXAMPLES = int(os.environ.get("WEFT_CASES", "6"))
 """Requests by each operation's schema."""
 FUZZ = settings(
     max_examples=EXAMPLES,

@@ -48,7 +48,7 @@ async def test_tokenising_and_waiting_for_a_place_count_too(
     async def forever(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("weft.server.api.chat.asyncio.to_thread", forever)
+    monkeypatch.setattr("weft.server.reading.asyncio.to_thread", forever)
     async with hurried.client() as client:
         assert (await client.post(ROUTE, json=BODY)).status_code == 504
 

@@ -131,7 +131,7 @@ async def test_a_client_that_leaves_while_its_prompt_is_tokenised(
         started.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("weft.server.api.chat.asyncio.to_thread", forever)
+    monkeypatch.setattr("weft.server.reading.asyncio.to_thread", forever)
     client = Client(api, json_bytes())
     await started.wait()
     client.left.set()
