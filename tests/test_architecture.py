@@ -52,6 +52,7 @@ LIGHT_ADAPTERS = (
     "version",
 )
 LIGHT_ENGINE = (
+    "boot",
     "claims",
     "client",
     "connection",

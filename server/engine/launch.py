@@ -33,12 +33,12 @@ class Launched:
 
 
 def launch_process(log_level: str = "info") -> Launched:
-    """Starts `python -m weft.server.engine.process` with the far end of a socket pair.
+    """Starts `python -m weft.server.engine.boot` with the far end of a socket pair.
 
     log_level: from which on it and what it starts log
     """
     near, far = socket_pair()
-    command = [sys.executable, "-P", "-m", "weft.server.engine.process", str(far.fileno())]
+    command = [sys.executable, "-P", "-m", "weft.server.engine.boot", str(far.fileno())]
     process = subprocess.Popen(
         command,
         pass_fds=[far.fileno()],

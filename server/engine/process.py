@@ -52,6 +52,13 @@ def run(
         connection.close()
 
 
+def main() -> None:
+    """Serves the API process at the other end of the socket whose number is the first argument."""
+    logs.configure()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    run(socket.socket(fileno=int(sys.argv[1])), launch.fork(), garbage.spare_what_is_there)
+
+
 def _receive(connection: EngineConnection, inbox: "queue.SimpleQueue[Command]") -> None:
     try:
         for commands in connection.commands():
@@ -109,9 +116,3 @@ def _drain(inbox: "queue.SimpleQueue[Command]", pause: float) -> list[Command]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-
-if __name__ == "__main__":
-    logs.configure()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    run(socket.socket(fileno=int(sys.argv[1])), launch.fork(), garbage.spare_what_is_there)

@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import gc
-from weft.server.garbage import spare_what_is_there
+from weft.server.garbage import importing, spare_what_is_there
 
 class Knot:
     def __init__(self):
@@ -14,6 +14,11 @@ class Knot:
 def young():
     return sum(isinstance(found, Knot) for found in gc.get_objects())
 
+with importing():
+    modules = [Knot() for _ in range(1000)]
+    assert not gc.isenabled()
+assert gc.isenabled()
+assert young() == 0
 lives = [Knot() for _ in range(1000)]
 Knot()
 spare_what_is_there()
