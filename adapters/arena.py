@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from weft.adapters.errors import AdapterInvalid
-from weft.adapters.module_tables import ModuleTables
+from weft.adapters.module_tables import ModuleTables, PlacedPair
+from weft.adapters.operations import LowRank, Operation
 from weft.adapters.packed import Packed, typed_view
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.pool import Placement
@@ -50,15 +51,23 @@ class Arena:
         Where that fails for want of memory, `clear` takes back what was done of it.
         """
         self.clear(placement.slot)
-        stored = packed.plan.stored(self.values.dtype)
-        placed = packed.plan.with_tensors(
-            typed_view(self._bytes, offset, tensor.shape, dtype)
-            for (_, tensor, dtype), offset in zip(stored, placement.offsets, strict=True)
+        plan, offsets = packed.plan, iter(placement.offsets)
+        self._modules[placement.slot] = tuple(plan.ops)
+        self._traits[placement.slot] = plan.traits
+        for module, ops in plan.ops.items():
+            placed = [self._placed(op, offsets) for op in ops]
+            self._tables[module].set(placement.slot, placed)
+
+    def _placed(self, op: Operation, offsets: Iterator[int]) -> Operation | PlacedPair:
+        """The operation as it lies here; of the many pairs only where: views are made in use."""
+        dtype = self.values.dtype
+        if isinstance(op, LowRank):
+            at_a, at_b = next(offsets), next(offsets)
+            return PlacedPair(at_a // dtype.itemsize, at_b // dtype.itemsize, op.rank)
+        return op.with_tensors(
+            typed_view(self._bytes, next(offsets), tensor.shape, op.stored_dtype(tensor, dtype))
+            for tensor in op.tensors
         )
-        self._modules[placement.slot] = tuple(placed.ops)
-        self._traits[placement.slot] = placed.traits
-        for module, ops in placed.ops.items():
-            self._tables[module].set(placement.slot, ops)
 
     def traits(self, slot: int) -> Traits:
         """What the version in the slot asks of its sequences."""

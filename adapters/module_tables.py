@@ -7,7 +7,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -20,6 +20,14 @@ from weft.kernels.slot_table import SlotTable
 
 Table = LowRankTable | SlotTable[Any]
 Verb = TypeVar("Verb")
+
+
+class PlacedPair(NamedTuple):
+    """A LowRank that lies in the arena: where its tensors begin, in elements, and its rank."""
+
+    offset_a: int
+    offset_b: int
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +101,11 @@ class ModuleTables:
         """Whether what these slots do here are additions."""
         return all(kind.adds for slot in slots for kind in self._kinds.get(slot, ()))
 
-    def set(self, slot: int, ops: Sequence[Operation]) -> None:
+    def set(self, slot: int, ops: Sequence[Operation | PlacedPair]) -> None:
         """Lets `slot` compute with operations whose tensors are views of the arena."""
         self.clear(slot)
         self._asked = None
-        self._kinds[slot] = tuple(type(op) for op in ops)
+        self._kinds[slot] = tuple(LowRank if isinstance(op, PlacedPair) else type(op) for op in ops)
         self._users.update(self._kinds[slot])
         for op in ops:
             self._place(slot, op)
@@ -118,8 +126,11 @@ class ModuleTables:
         """What the slots compute with, by tensors, or for an Override by module; not of LowRank."""
         return self._tables.setdefault(kind, SlotTable())
 
-    def _place(self, slot: int, op: Operation) -> None:
-        if isinstance(op, LowRank):
+    def _place(self, slot: int, op: Operation | PlacedPair) -> None:
+        if isinstance(op, PlacedPair):
+            assert self.low_rank is not None
+            self.low_rank.set(slot, *op)
+        elif isinstance(op, LowRank):
             assert self.low_rank is not None
             start = int(self.low_rank.arena.storage_offset())
             at_a, at_b = (int(tensor.storage_offset()) - start for tensor in (op.a, op.b))

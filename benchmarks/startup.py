@@ -3,9 +3,10 @@
     python benchmarks/startup.py
 
 Beside it the floor: a process that imports torch and transformers' model class, and reads the
-weights. Both in turns, files in the page cache. Prints a table and writes results/startup.json.
+weights. Both in turns, files in the page cache. Prints a table and updates results/startup.json.
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import httpx
 import torch
 import typer
 import workload
-from machine import write_results
+from machine import fingerprint, results_path, write_results
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,6 +34,7 @@ getattr(transformers, sys.argv[1])
 for values in load_file(sys.argv[2]).values():
     values.sum()
 """
+NAME = "startup"
 BASES: dict[str, Callable[[], workload.Base]] = {
     "embedded": workload.embedded,
     "half-billion": workload.qwen_half_billion,
@@ -49,15 +51,15 @@ def floor_seconds(base: workload.Base) -> float:
     return time.perf_counter() - start
 
 
-def weft_seconds(base: workload.Base) -> float:
-    """Of a server that is asked as soon as it serves, to its first token."""
+def weft_seconds(base: workload.Base) -> tuple[float, str]:
+    """Of a server that is asked as soon as it serves, to its first token; and its dtype."""
     start = time.perf_counter()
     with weft_server(base.folder, {}) as server:
         body = {"model": server.model, "prompt": [5, 6, 7], "max_tokens": 1, "ignore_eos": True}
         answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
         seconds = time.perf_counter() - start
         answer.raise_for_status()
-    return seconds
+    return seconds, server.dtype
 
 
 def measured(base: workload.Base, repeats: int) -> dict[str, Any]:
@@ -67,21 +69,35 @@ def measured(base: workload.Base, repeats: int) -> dict[str, Any]:
         (floor_seconds(base), weft_seconds(base))
         for _ in track(range(repeats), description=base.name, transient=True)
     ]
-    ratio = median(weft / floor for floor, weft in pairs)
-    floors, wefts = zip(*pairs, strict=True)
-    return {"floor": floors, "first_token": wefts, "ratio": ratio, "goal": GOAL}
+    ratio = median(weft / floor for floor, (weft, _) in pairs)
+    return {
+        "dtype": pairs[0][1][1],
+        "floor": [floor for floor, _ in pairs],
+        "first_token": [weft for _, (weft, _) in pairs],
+        "ratio": ratio,
+        "goal": GOAL,
+    }
+
+
+def earlier() -> dict[str, Any]:
+    """What the results file says of a processor like this one."""
+    path = results_path(NAME)
+    found = json.loads(path.read_text()) if path.exists() else {"machine": {}}
+    machine, here = found.pop("machine"), fingerprint()
+    alike = all(machine.get(part) == here[part] for part in ("processor", "simd", "cores"))
+    return found if alike else {}
 
 
 def main(models: str = "embedded,half-billion", repeats: int = 5) -> None:
     """Measures the start on each of the models."""
     torch.set_num_threads(default_threads())  # as the server does
-    results = {name: measured(BASES[name](), repeats) for name in models.split(",")}
+    found = {name: measured(BASES[name](), repeats) for name in models.split(",")}
     table = Table("base", "floor (s)", "first token (s)", "to the floor", "goal")
-    for name, found in results.items():
-        seconds = (f"{median(found[side]):.2f}" for side in ("floor", "first_token"))
-        table.add_row(name, *seconds, f"{found['ratio']:.2f}", f"{GOAL}")
+    for name, sides in found.items():
+        seconds = (f"{median(sides[side]):.2f}" for side in ("floor", "first_token"))
+        table.add_row(f"{name}, {sides['dtype']}", *seconds, f"{sides['ratio']:.2f}", f"{GOAL}")
     Console().print(table)
-    write_results("startup", results)
+    write_results(NAME, earlier() | found)
 
 
 if __name__ == "__main__":

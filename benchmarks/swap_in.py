@@ -97,6 +97,7 @@ def main(repeats: int = 15) -> None:
     device = Device.make(1 << 30)
     rank = BFLOAT16_RANK * 2 // device.arena.values.itemsize
     version = device.lora("large", rank)
+    device.install(device.lora("another", 1))
     found = {
         "device": str(device.arena.values.device),
         "rank": rank,

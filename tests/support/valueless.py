@@ -121,10 +121,11 @@ class _Copies(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.is_meta:
+            said = (kwargs or {}).get("non_blocking", False), *args[2:3]  # `copy_` says it third
+            goes_on = any(each is True for each in said)
             for tensor in _tensors(args):
                 if not tensor.is_meta:
-                    waits = not (kwargs or {}).get("non_blocking", False)
-                    self._found.append(Copy(tuple(tensor.shape), waits))
+                    self._found.append(Copy(tuple(tensor.shape), waits=not goes_on))
         return result
 
 
