@@ -1,9 +1,11 @@
 """Linear layers for CPUs whose weights lie in the blocked layout that oneDNN computes from.
 
-A plain layer is brought into that layout again at each call; at few rows that costs as much as the
-product itself. Results are the same bit for bit.
+A plain layer is brought into such a layout again at each call; at few rows that costs as much as the
+product itself. In bfloat16 results are the same bit for bit. In float32 plain layers are computed by
+MKL, whose results differ by rounding, and which is faster for many rows.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -14,7 +16,10 @@ from weft.server.engine import hardware
 
 _SMALLEST = 100_000
 _EXPECTED_ROWS = 16
-_FEWEST_ROWS = 4  # oneDNN takes longer for two rows than for four, and no less for one
+# In bfloat16 oneDNN takes longer for two rows than for four, and no less for one.
+_FEWEST_ROWS = {torch.bfloat16: 4, torch.float32: 1}
+_MOST_ROWS = {torch.bfloat16: sys.maxsize, torch.float32: 128}
+_ROUNDING = {torch.bfloat16: 0.0, torch.float32: 1e-6}
 _SPARE_COPIES = 2
 
 
@@ -28,16 +33,18 @@ class PackedLinear(nn.Linear):
         self.weight = linear.weight
         self.bias = linear.bias
         self._source = linear.weight
+        self._fewest = _FEWEST_ROWS[linear.weight.dtype]
+        self._most = _MOST_ROWS[linear.weight.dtype]
         self._packed: Tensor = _mkldnn()._reorder_linear_weight(linear.weight, _EXPECTED_ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]; returns [..., out_features]."""
-        if self.weight is not self._source:
-            return super().forward(x)
         rows = x.numel() // self.in_features
-        if rows >= _FEWEST_ROWS:
+        if self.weight is not self._source or rows > self._most:
+            return super().forward(x)
+        if rows >= self._fewest:
             return self._product(x)
-        padded = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, _FEWEST_ROWS - rows))
+        padded = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, self._fewest - rows))
         return self._product(padded)[:rows].view(*x.shape[:-1], self.out_features)
 
     def _product(self, x: Tensor) -> Tensor:
@@ -46,15 +53,15 @@ class PackedLinear(nn.Linear):
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Packs, in place, the large bfloat16 layers of a model on a CPU; returns how many.
+    """Packs, in place, the large bfloat16 and float32 layers of a model on a CPU.
 
-    None are packed where memory is short or this torch cannot: the model then runs as it is.
+    Returns how many; none where memory is short or this torch cannot: the model then runs as it is.
     """
     large = {
         name: module
         for name, module in model.named_modules()
         if type(module) is nn.Linear
-        and module.weight.dtype == torch.bfloat16
+        and module.weight.dtype in _FEWEST_ROWS
         and module.weight.device.type == "cpu"
         and module.weight.numel() >= _SMALLEST
     }
@@ -72,14 +79,16 @@ def pack_linears(model: nn.Module) -> int:
 
 def _packed(linear: nn.Linear) -> PackedLinear | None:
     """The packed layer, if the operators, which torch does not document, exist and are exact."""
-    x = torch.linspace(-1, 1, 3 * linear.in_features, dtype=linear.weight.dtype)
+    weight, bias = linear.weight, linear.bias
+    x = torch.linspace(-1, 1, 3 * linear.in_features, dtype=weight.dtype)
     x = x.view(3, linear.in_features)
     try:
         packed = PackedLinear(linear)
-        exact = torch.equal(packed(x), F.linear(x, linear.weight, linear.bias))
+        difference = (packed(x) - F.linear(x, weight, bias)).abs()
     except (AttributeError, RuntimeError):
         return None
-    return packed if exact else None
+    terms = F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
+    return packed if (difference <= _ROUNDING[weight.dtype] * terms).all() else None
 
 
 def _mkldnn() -> Any:

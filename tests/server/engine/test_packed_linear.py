@@ -9,7 +9,12 @@ from weft.server.engine import hardware
 from weft.server.engine.packed_linear import PackedLinear, pack_linears
 
 
-def layers(dtype: torch.dtype = torch.bfloat16) -> nn.Sequential:
+with_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN computes no bfloat16 here"
+)
+
+
+def layers(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
     shapes = [(1024, 512, True), (512, 1024, False), (1024, 64, True)]
     return nn.Sequential(
@@ -17,9 +22,10 @@ def layers(dtype: torch.dtype = torch.bfloat16) -> nn.Sequential:
     ).requires_grad_(False)
 
 
+@with_bfloat16
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 130])
 def test_bit_for_bit_the_same(rows: int) -> None:
-    model = layers()
+    model = layers(torch.bfloat16)
     x = torch.randn(1, rows, 1024, dtype=torch.bfloat16)
     hidden = model[0](x)
     expected = model[1](hidden)
@@ -43,21 +49,35 @@ def test_a_weight_put_in_its_place_is_used() -> None:
     pack_linears(model)
     other = nn.Parameter(torch.randn_like(model[0].weight), requires_grad=False)
     model[0].weight = other
-    x = torch.randn(3, 1024, dtype=torch.bfloat16)
+    x = torch.randn(3, 1024)
     assert torch.equal(model[0](x), F.linear(x, other, model[0].bias))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 33, 130])
+def test_in_float32_the_same_but_for_rounding(rows: int) -> None:
+    model = layers()
+    x = torch.randn(1, rows, 1024)
+    hidden = model[0](x)
+    expected = model[1](hidden)
+    assert pack_linears(model) == 2
+    torch.testing.assert_close(model[0](x), hidden, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model[1](hidden), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_other_dtypes_stay_as_they_are() -> None:
-    assert pack_linears(layers(torch.float32)) == 0
+    assert pack_linears(layers(torch.float16)) == 0
 
 
 def test_nothing_is_packed_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "free_memory", lambda device: 3 << 20)
+    monkeypatch.setattr(hardware, "free_memory", lambda device: 6 << 20)
     assert pack_linears(layers()) == 0
 
 
 def test_nothing_is_packed_where_the_operators_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PackedLinear, "forward", lambda self, x: F.linear(x, self.weight) * 2)
+    def wrong(self: PackedLinear, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias) + 0.001
+
+    monkeypatch.setattr(PackedLinear, "forward", wrong)
     assert pack_linears(layers()) == 0
 
 
