@@ -1,7 +1,7 @@
 """Which bytes of an arena are free. Knows no adapters."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -27,6 +27,20 @@ class Extents:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._holes: list[Extent] = [(0, capacity)] if capacity else []
+
+    @classmethod
+    def around(cls, capacity: int, taken: Iterable[Extent]) -> "Extents":
+        """An arena in which these ranges are taken; they do not overlap."""
+        extents = cls(0)
+        extents.capacity = capacity
+        stops = [0]
+        for start, stop in sorted(taken):
+            if start > stops[-1]:
+                extents._holes.append((stops[-1], start))
+            stops.append(stop)
+        if stops[-1] < capacity:
+            extents._holes.append((stops[-1], capacity))
+        return extents
 
     @property
     def free(self) -> int:

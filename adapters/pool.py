@@ -123,6 +123,22 @@ class Pool:
         evicted, self._evicted = tuple(self._evicted), []
         return evicted
 
+    def begin_again(self) -> tuple[int, ...]:
+        """After an exception anywhere in here: what is committed stays, referenced by nobody.
+
+        References from before are not held. Returns the slots that hold nothing.
+        """
+        self._residents = OrderedDict((d, r) for d, r in self._residents.items() if r.ready)
+        residents = self._residents.values()
+        for resident in residents:
+            resident.refs = 0
+        extents = (extent for resident in residents for extent in resident.room.extents)
+        self._space = Extents.around(self.capacity, extents)
+        self._digests = {resident.slot: d for d, resident in self._residents.items()}
+        self._generations = [generation + 1 for generation in self._generations]
+        self._free_slots = [slot for slot in range(self.slots)[::-1] if slot not in self._digests]
+        return tuple(self._free_slots)
+
     # ---- use
 
     def acquire(self, digest: str) -> SlotRef:

@@ -192,6 +192,25 @@ class Residency:
         self._claim = None
         self._awaited.clear()
 
+    def begin_again(self) -> None:
+        """After an exception anywhere in here: versions on the device stay, referenced by nobody.
+
+        Loads under way go on for whoever asks again, and for what was prefetched.
+        """
+        kept = [want.digest for want in self._wanted.values() if want.kept]
+        leaving, self._leaving = self._leaving, set()
+        self._wanted.clear()
+        self._given_up.clear()
+        self._awaited.clear()
+        self._places = Places(PLACES)
+        self._installing = self._claim = None
+        for slot in self._pool.begin_again():
+            self._clear(slot)
+        for digest in leaving.intersection(self._pool.digests):
+            self._drop(digest)
+        for digest in kept:
+            self.prefetch(digest)
+
     @property
     def expecting(self) -> bool:
         """Whether versions are wanted or on their way, so that `pump` should go on being called."""

@@ -5,28 +5,19 @@ Single-threaded; only the loader works beside it, mostly in a process of its own
 
 import hashlib
 import logging
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from weft.adapters.base_outline import BaseOutline
-from weft.adapters.loader import Loader
 from weft.adapters.out_of_memory import is_out_of_memory
 from weft.adapters.pool import Pool
 from weft.adapters.presence import Presence
-from weft.adapters.residency import PLACES, Residency
-from weft.adapters.store import Store
-from weft.server.engine import hardware
+from weft.adapters.residency import Residency
 from weft.server.engine.batch import StepBatch
-from weft.server.engine.limits import Limits
-from weft.server.engine.loader.client import LoaderProcess
 from weft.server.engine.loader.launch import Loading
-from weft.server.engine.loader.messages import LoaderConfig
 from weft.server.engine.loads import Loads
 from weft.server.engine.messages import (
     Abort,
@@ -34,7 +25,6 @@ from weft.server.engine.messages import (
     Command,
     Done,
     EngineConfig,
-    EngineInfo,
     Event,
     Failed,
     Generate,
@@ -45,16 +35,17 @@ from weft.server.engine.messages import (
     Prefetch,
     Reserve,
     Stats,
+    Tokens,
     Unload,
 )
-from weft.server.engine.model import ModelFacts, ModelHost
+from weft.server.engine.model import ModelHost
 from weft.server.engine.outbox import Outbox
-from weft.server.engine.prefix_cache import PrefixRoot
+from weft.server.engine.parts import info_of, limits_of, loader_of, prefix_root_of, versions_of
 from weft.server.engine.sampling import Sampled, SampleRow, accepted, sample, token_logprobs
 from weft.server.engine.scheduler import Scheduler
+from weft.server.engine.sequence import Finish
 from weft.server.engine.sequence import Sequence as Row
 from weft.server.engine.step_plan import Scheduled, StepPlan
-from weft.server.engine.versions import Versions
 from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)
@@ -76,21 +67,22 @@ class Engine:
     ) -> None:
         """loading: the process that is to load versions; without it a thread of this one does."""
         facts = model.facts
-        self.info = _info(facts)
-        self.versions = _versions(model, config, loading)
-        self._loader = _loader(model, self.versions, config)
+        self.info = info_of(facts)
+        self.versions = versions_of(model, config, loading)
+        self._loader = loader_of(model, self.versions, config)
         self.residency = Residency(
             Pool(facts.adapter_bytes, facts.slots), model.arena, self._loader
         )
         self.scheduler = Scheduler(
-            _limits(facts, config), self.residency, _prefix_root(facts, config), clock
+            limits_of(facts, config), self.residency, prefix_root_of(facts, config), clock
         )
         self._model = model
         self._seed = config.seed
         self._clock = clock
         self._outbox = Outbox()
         self._loads = Loads(model.canary)
-        self._steps = 0
+        self._steps = self._failed_steps = 0
+        self._plan = StepPlan(())
         self._stats_due = self._check_due = 0.0
         self._broken: tuple[str, ...] = ()
         self.scheduler.add(self._loads.base())
@@ -110,7 +102,57 @@ class Engine:
         return self.scheduler.awaited > 0 or self.residency.expecting
 
     def handle(self, command: Command) -> None:
-        """Takes a command in; its answer comes with the events of a step."""
+        """Takes a command in; its answer comes with the events of a step.
+
+        Where that fails for want of memory, or by a fault of ours, only this command fails.
+        """
+        try:
+            self._take(command)
+        except Exception as error:  # noqa: BLE001 - it is told, or raised again
+            self._begin_again(error)
+            self._give_up(command, _code(error))
+
+    def step(self) -> bool:
+        """Moves adapters, computes one step and publishes it; returns whether it computed any.
+
+        A step that fails anywhere is as if it had never begun. If the next one fails as well, the
+        latest sequence is to blame, and ends.
+        """
+        mark = self._outbox.mark
+        try:
+            self._step()
+            self._failed_steps = 0
+        except torch.AcceleratorError:
+            raise  # the device is lost: only a new process helps
+        except Exception as error:
+            self._outbox.revert(mark)
+            self._begin_again(error)
+            self._failed_steps += 1
+            if self._failed_steps > 1:
+                if (latest := self.scheduler.latest) is None:
+                    raise
+                self.scheduler.fail(latest, _code(error))
+        computed, self._plan = bool(self._plan), StepPlan(())
+        return computed
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        try:
+            self._report()
+        except Exception:
+            log.exception("no report this time")
+        return self._outbox.take()
+
+    def close(self) -> None:
+        """Ends the loader's process and threads; call it last."""
+        self.versions.close()
+        self._loader.close()
+
+    def check(self) -> tuple[str, ...]:
+        """The broken invariants; empty when sound."""
+        return self.scheduler.check() + self.residency.check()
+
+    def _take(self, command: Command) -> None:
         match command:
             case Generate():
                 self.scheduler.add(command)
@@ -133,29 +175,44 @@ class Engine:
                 self.residency.forget(command.digest)
                 self._outbox.put(Done(command.id))
 
-    def step(self) -> bool:
-        """Moves adapters, computes one step and publishes it; returns whether it computed any."""
-        self.residency.pump(COPY_BYTES_PER_STEP)
-        plan = self.scheduler.plan()
-        sampled = self._compute(plan) if plan else {}
-        self._publish(sampled)
-        return bool(plan)
+    # ---- after a failure
 
-    def take_events(self) -> list[Event]:
-        """What happened since the last call, in order."""
-        self._report()
-        return self._outbox.take()
+    def _begin_again(self, error: Exception) -> None:
+        """Makes everything sound after an exception anywhere; raises it again where that fails.
 
-    def close(self) -> None:
-        """Ends the loader's process and threads; call it last."""
-        self.versions.close()
-        self._loader.close()
+        Live sequences keep their tokens and versions their places; KV is computed again.
+        """
+        log.error("all that runs begins again", exc_info=error)
+        self.residency.begin_again()
+        self.scheduler.begin_again(self._plan.items)
+        if broken := self.check():
+            raise RuntimeError(f"not sound: {', '.join(broken)}") from error
 
-    def check(self) -> tuple[str, ...]:
-        """The broken invariants; empty when sound."""
-        return self.scheduler.check() + self.residency.check()
+    def _give_up(self, command: Command, code: str) -> None:
+        """Answers a command that could not be taken in; those without an answer are tried again."""
+        match command:
+            case Generate():
+                self._end(command, code)
+            case Load() | Prefetch() | Pin() | Unload():
+                self.scheduler.abort(self._loads.canary_of(command.id))
+                self._outbox.put(Failed(command.id, code, "adapter", "could not be done"))
+            case _:
+                self._take(command)
+
+    def _end(self, request: Generate, code: str) -> None:
+        """Ends all of a request's children, also where the scheduler has not heard of them."""
+        self.scheduler.abort(request.id, finish=Finish("error", error=code))
+        if all(seq.request.id != request.id for seq in self.scheduler.ended):
+            for index in range(request.n):
+                self._outbox.put(Tokens(id=request.id, index=index, finish="error", error=code))
 
     # ---- a step
+
+    def _step(self) -> None:
+        self.residency.pump(COPY_BYTES_PER_STEP)
+        self._plan = self.scheduler.plan()
+        sampled = self._compute(self._plan) if self._plan else {}
+        self._publish(sampled)
 
     def _compute(self, plan: StepPlan) -> dict[Row, list[Sampled]]:
         """Runs a plan and commits it; a failure ends only the sequences that fail on their own."""
@@ -226,12 +283,15 @@ class Engine:
     # ---- what others hear of
 
     def _publish(self, sampled: dict[Row, list[Sampled]]) -> None:
-        ended = self.scheduler.take_ended()
+        ended = tuple(self.scheduler.ended)
         canaries = [seq for seq in ended if seq.request.id in self._loads]
         for seq in canaries:
             sampled.pop(seq, None)
             self._answer_load(seq)
         self._outbox.publish(sampled, [seq for seq in ended if seq not in canaries])
+        self.scheduler.ended.clear()
+        for seq in canaries:
+            self._loads.forget(seq.request.id)
 
     def _answer_load(self, seq: Row) -> None:
         if not seq.blend:
@@ -286,75 +346,6 @@ class Engine:
                 for s in residency.states()
             ),
         )
-
-
-def _limits(facts: ModelFacts, config: EngineConfig) -> Limits:
-    return Limits(
-        num_pages=facts.pages,
-        page_size=facts.page_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=facts.max_num_batched_tokens,
-        max_model_len=facts.max_model_len,
-        eos_token_ids=frozenset(facts.eos_token_ids),
-        patience=config.patience,
-        speculation=config.speculation == "ngram",
-    )
-
-
-def _versions(
-    model: ModelHost, config: EngineConfig, loading: Loading | None
-) -> Versions | LoaderProcess:
-    names = config.base_names or (model.folder.name,)
-    dtype = model.arena.values.dtype
-    pin_memory = model.facts.device.type == "cuda"
-    if loading is None:
-        return Versions(Store(Path(config.store)), model.base, names, dtype, pin_memory=pin_memory)
-    memory = config.loader_memory or hardware.free_memory(torch.device("cpu")) // 2
-    described = LoaderConfig(
-        store=config.store,
-        model=str(model.folder),
-        base_names=names,
-        base=BaseOutline.of(model.base),
-        dtype=str(dtype).removeprefix("torch."),
-        memory=max(memory, LEAST_LOADER_MEMORY),
-        seconds=config.loader_timeout,
-    )
-    return LoaderProcess(described, model.base, loading, pin_memory=pin_memory)
-
-
-def _loader(model: ModelHost, versions: Versions | LoaderProcess, config: EngineConfig) -> Loader:
-    host_bytes = config.adapter_host_memory
-    return Loader(
-        versions.load,
-        capacity=2 * model.facts.adapter_bytes if host_bytes is None else host_bytes,
-        threads=1 if isinstance(versions, Versions) else PLACES,
-        give_up=versions.give_up,
-    )
-
-
-def _prefix_root(facts: ModelFacts, config: EngineConfig) -> PrefixRoot | None:
-    if not config.prefix_caching:
-        return None
-    secret = config.prefix_secret or secrets.token_bytes(32)
-    return PrefixRoot(secret, facts.digest, str(facts.dtype))
-
-
-def _info(facts: ModelFacts) -> EngineInfo:
-    return EngineInfo(
-        model_digest=facts.digest,
-        device=str(facts.device),
-        dtype=str(facts.dtype).removeprefix("torch."),
-        quantization=facts.quantization,
-        parameters=facts.parameters,
-        weight_bytes=facts.weight_bytes,
-        vocab_size=facts.vocab_size,
-        eos_token_ids=facts.eos_token_ids,
-        max_model_len=facts.max_model_len,
-        page_size=facts.page_size,
-        pages=facts.pages - 1,
-        adapter_bytes=facts.adapter_bytes,
-        slots=facts.slots,
-    )
 
 
 def _given_up(seq: Row) -> bool:

@@ -49,6 +49,10 @@ class FairQueue:
             del self._queues[tenant]
             self._level = self._counters[tenant]
 
+    def clear(self) -> None:
+        """Nobody waits any more; what each tenant has been given stays counted."""
+        self._queues.clear()
+
     def charge(self, seq: Sequence, stop: int) -> None:
         """Books the computing of `seq` up to position `stop`; nothing is paid for twice."""
         fresh = stop - max(seq.computed, seq.charged)

@@ -26,7 +26,6 @@ class Demand:
     traits: Traits = PLAIN  # known once it had a slot
     drained: bool = False  # lost its slot to another one, which may not have taken it yet
     members: dict[int, Sequence] = field(default_factory=dict)  # by arrival
-    blended: dict[int, Sequence] = field(default_factory=dict)  # those that use others as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,12 @@ class AdapterGate:
         self._clock = clock
         self._demands: dict[str, Demand] = {}
         self._pending: dict[str, Demand] = {}  # those without a slot, longest waiting first
+        self._blends: dict[int, Sequence] = {}  # those that need several versions, by arrival
         self._stays: dict[int, tuple[int, float]] = {}  # slot → generation, and when it came
+
+    def renewed(self) -> "AdapterGate":
+        """One like this that nobody has come to yet."""
+        return AdapterGate(self._residency, self._patience, self._clock)
 
     @property
     def demand(self) -> dict[str, int]:
@@ -80,6 +84,8 @@ class AdapterGate:
 
     def join(self, seq: Sequence) -> None:
         """A sequence begins to live: its adapters are wanted."""
+        if len(seq.blend) > 1:
+            self._blends[seq.arrival] = seq
         for digest in _digests(seq):
             demand = self._demands.get(digest)
             if demand is None:
@@ -90,15 +96,13 @@ class AdapterGate:
                 else:
                     self._pending[digest] = demand
             demand.members[seq.arrival] = seq
-            if len(seq.blend) > 1:
-                demand.blended[seq.arrival] = seq
 
     def leave(self, seq: Sequence) -> None:
         """A sequence ended; the last one of an adapter gives the slot back."""
+        self._blends.pop(seq.arrival, None)
         for digest in _digests(seq):
             demand = self._demands[digest]
             del demand.members[seq.arrival]
-            demand.blended.pop(seq.arrival, None)
             if not demand.members:
                 del self._demands[digest]
                 if self._pending.pop(digest, None) is not None:
@@ -139,6 +143,10 @@ class AdapterGate:
             "adapters: a running sequence uses its demand's slot": all(
                 seq.shares == self.shares(seq) for seq in live if seq.status is Status.RUNNING
             ),
+            "adapters: who could be computed is not parked": all(
+                self.passable(seq) for seq in live if seq.status is Status.QUEUED
+            )
+            and not any(self.passable(seq) for seq in live if seq.status is Status.PARKED),
             "adapters: each slot belongs to one digest": len(
                 {d.ref.slot for d in self._demands.values() if d.ref}
             )
@@ -177,8 +185,8 @@ class AdapterGate:
 
         What it has is not taken from it: else those that wait for each other's might never run.
         """
-        waiting = (seq for demand in self._pending.values() for seq in demand.blended.values())
-        first = min(waiting, key=lambda seq: seq.arrival, default=None)
+        waiting = (seq for seq in self._blends.values() if not self.passable(seq))
+        first = next(waiting, None)
         return _digests(first) if first else set()
 
     def _may_go(self, demand: Demand) -> bool:

@@ -82,7 +82,7 @@ class Loads:
 
     def finish(self, seq: Sequence, card: Card | None, error: Exception | None) -> Loaded | Failed:
         """The answer to the load whose canary ended; `error` is why the version did not come."""
-        load = self._loads.pop(seq.request.id)
+        load = self._loads[seq.request.id]
         refusal = load.refusal or error
         if refusal is not None:
             return _failed(load.command.id, refusal)
@@ -94,6 +94,10 @@ class Loads:
         if load.difference == 0.0 and not card.tokens_only:
             return _failed(load.command.id, AdapterInvalid(_WEIGHTS, _NO_EFFECT))
         return Loaded(load.command.id, _report(load, card, self._text.text))
+
+    def forget(self, request_id: str) -> None:
+        """Its answer is under way."""
+        self._loads.pop(request_id, None)
 
     def _canary(self, request_id: str, adapter: str | None) -> Generate:
         return Generate(

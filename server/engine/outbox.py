@@ -19,6 +19,15 @@ class Outbox:
         """Adds an event that is not about tokens."""
         self._events.append(event)
 
+    @property
+    def mark(self) -> int:
+        """For `revert`."""
+        return len(self._events)
+
+    def revert(self, mark: int) -> None:
+        """Takes back the events added since the mark was read."""
+        del self._events[mark:]
+
     def take(self) -> list[Event]:
         """All events since the last call, in order."""
         events, self._events = self._events, []

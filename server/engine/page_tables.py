@@ -40,7 +40,8 @@ class PageTables:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self._root = root
-        self._common = Partition(range(1, num_pages), page_size, root)
+        self._pages = range(1, num_pages)
+        self._common = Partition(self._pages, page_size, root)
         self._own: dict[str, Partition] = {}  # by account
         self._places: dict[Sequence, Partition] = {}  # of those that run
 
@@ -184,6 +185,14 @@ class PageTables:
         for account in wanted.keys() - self._own.keys():
             pages = self._common.pool.give_up(wanted[account])
             self._own[account] = Partition(pages, self.page_size, self._root)
+
+    def clear(self) -> None:
+        """Takes all pages back from everybody, and what could be found in them; parts stay."""
+        wanted = self.reserved
+        self._places.clear()
+        self._own.clear()
+        self._common = Partition(self._pages, self.page_size, self._root)
+        self.reserve(wanted)
 
     def check(self, live: Iterable[Sequence]) -> tuple[str, ...]:
         """The broken invariants; empty when sound."""

@@ -20,18 +20,23 @@ from weft.server.engine.limits import Limits
 from weft.server.engine.messages import Generate
 from weft.server.engine.page_tables import PageTables
 from weft.server.engine.prefix_cache import PrefixRoot
+from weft.server.engine.refusal import refusal
 from weft.server.engine.residency import Residency
+from weft.server.engine.revival import revived
 from weft.server.engine.sequence import Finish, Sequence, Status
+from weft.server.engine.soundness import broken_claims
 from weft.server.engine.step_plan import Scheduled, StepPlan
 
 _arrival = attrgetter("arrival")
+_ABORTED = Finish("abort")
 
 
 class Scheduler:
     """Continuous batching over paged KV for many tenants and many adapters.
 
-    In turn: `plan`, the model, `commit`, `take_ended`; `add`, `abort` and `fail` between any two.
-    Each child of a request ends exactly once, whatever happens.
+    In turn: `plan`, the model, `commit`; `add`, `abort` and `fail` between any two.
+    Each child of a request ends exactly once, whatever happens, and is then in `ended`, which
+    whoever tells of it empties.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # by arrival
         self._requests: dict[str, list[Sequence]] = {}  # live children by request id
         self._paused: set[str] = set()  # requests of which nothing more is to be computed now
-        self._ended: list[Sequence] = []
+        self.ended: list[Sequence] = []
         self._arrivals = 0
 
     @property
@@ -78,6 +83,15 @@ class Scheduler:
         """Live sequences of each adapter version that has any."""
         return self._gate.demand
 
+    @property
+    def latest(self) -> Sequence | None:
+        """The live sequence that arrived last."""
+        return max(self._live, key=_arrival, default=None)
+
+    @property
+    def _live(self) -> list[Sequence]:
+        return [seq for children in self._requests.values() for seq in children]
+
     # ---- arrival and end
 
     def add(self, request: Generate) -> None:
@@ -87,11 +101,10 @@ class Scheduler:
         first = self._arrivals
         self._arrivals += request.n
         arrived = self._clock()
-        children = [
+        self._requests[request.id] = children = [
             Sequence(request, index, first + index, list(request.prompt), arrived=arrived)
             for index in range(request.n)
         ]
-        self._requests[request.id] = children
         for seq in children:
             self._gate.join(seq)
         if error := self._refusal(request, lead=0):
@@ -99,10 +112,10 @@ class Scheduler:
         else:
             self._start(children[:1] if self._shares_prompt(request) else children)
 
-    def abort(self, request_id: str, index: int | None = None) -> None:
+    def abort(self, request_id: str, index: int | None = None, finish: Finish = _ABORTED) -> None:
         """Ends a request's children, or one of them, whatever they are doing."""
         children = self._requests.get(request_id, [])
-        self._end_all([s for s in children if index in (None, s.index)], Finish("abort"))
+        self._end_all([s for s in children if index in (None, s.index)], finish)
 
     def fail(self, seq: Sequence, code: str) -> None:
         """Ends one sequence with a code of the error catalogue."""
@@ -119,8 +132,7 @@ class Scheduler:
         for seq in tuple(self._running):
             self._preempt(seq)
         self.tables.reserve(wanted)
-        live = [seq for children in self._requests.values() for seq in children]
-        unfit = [seq for seq in live if self._refusal(seq.request, seq.lead)]
+        unfit = [seq for seq in self._live if self._refusal(seq.request, seq.lead)]
         self._end_all(unfit, Finish("error", error="context_length_exceeded"))
 
     def pause(self, request_id: str, *, paused: bool) -> None:
@@ -134,10 +146,21 @@ class Scheduler:
             for seq in children:
                 self._set_aside(seq)
 
-    def take_ended(self) -> list[Sequence]:
-        """The sequences that ended since the last call, each handed out once."""
-        ended, self._ended = self._ended, []
-        return ended
+    def begin_again(self, interrupted: Iterable[Scheduled]) -> None:
+        """After an exception anywhere in here: all that live wait anew and hold nothing.
+
+        interrupted: of the step whose tokens nobody has seen, so that they are taken back
+        """
+        self._requests, self.ended = revived(self._requests, self.ended, interrupted)
+        self._paused &= self._requests.keys()
+        self.tables.clear()
+        self._queue.clear()
+        self._gate = self._gate.renewed()
+        self._running = []
+        for seq in (live := sorted(self._live, key=_arrival)):
+            seq.let_go()
+            self._gate.join(seq)
+        self._start(live)
 
     # ---- a step
 
@@ -331,9 +354,11 @@ class Scheduler:
 
     def _end(self, seq: Sequence, finish: Finish) -> None:
         """The one place where a sequence ends and gives up all it holds."""
-        if seq.status is Status.RUNNING:
+        before, seq.status, seq.finish = seq.status, Status.ENDED, finish
+        self.ended.append(seq)
+        if before is Status.RUNNING:
             self._vacate(seq)
-        elif seq.status is Status.QUEUED:
+        elif before is Status.QUEUED:
             self._queue.remove(seq)
         self._gate.leave(seq)
         siblings = self._requests[seq.request.id]
@@ -341,9 +366,6 @@ class Scheduler:
         if not siblings:
             del self._requests[seq.request.id]
             self._paused.discard(seq.request.id)
-        seq.status = Status.ENDED
-        seq.finish = finish
-        self._ended.append(seq)
 
     def _end_all(self, seqs: Iterable[Sequence], finish: Finish) -> None:
         """Ends those that live; where they held siblings back, one of these takes over."""
@@ -362,39 +384,13 @@ class Scheduler:
         return self.tables.reuses_prompts and request.sampling.prompt_logprobs is None
 
     def _refusal(self, request: Generate, lead: int) -> str | None:
-        """The error code of a request that can never be served with `lead` positions first."""
-        if not request.prompt:
-            return "invalid_parameter"
-        prompt, sampling = lead + len(request.prompt), request.sampling
-        longest = min(prompt + sampling.max_tokens, self.limits.max_model_len)
-        fits_model = prompt + min(sampling.max_tokens, 1) <= self.limits.max_model_len
-        if not fits_model or not self.tables.could_hold(request.tenant, max(prompt, longest - 1)):
-            return "context_length_exceeded"
-        return None
+        return refusal(request, lead, self.limits, self.tables)
 
     def check(self) -> tuple[str, ...]:
         """The broken invariants; empty when sound."""
-        live = [seq for children in self._requests.values() for seq in children]
-        of = {status: [s for s in live if s.status is status] for status in Status}
-        broken = {
-            "sequences: the ended are not live": not of[Status.ENDED],
-            "sequences: each waits in one place": set(self._queue) == set(of[Status.QUEUED]),
-            "sequences: running in the order of arrival": self._running
-            == sorted(of[Status.RUNNING], key=_arrival),
-            "sequences: at most max_num_seqs run": self.running <= self.limits.max_num_seqs,
-            "sequences: only the running hold pages or a slot": all(
-                not s.pages and not s.shares and not s.computed
-                for s in live
-                if s.status is not Status.RUNNING
-            ),
-            "sequences: something is left to compute": all(s.remaining > 0 for s in live),
-            "sequences: queued only with their adapter there": all(
-                self._gate.passable(s) for s in of[Status.QUEUED]
-            )
-            and not any(self._gate.passable(s) for s in of[Status.PARKED]),
-        }
+        live = self._live
         return (
-            *(name for name, holds in broken.items() if not holds),
+            *broken_claims(live, self._queue, self._running, self.limits.max_num_seqs),
             *self.tables.check(live),
             *self._gate.check(live),
         )

@@ -135,6 +135,13 @@ class Sequence:
             start = last_occurrence(self.request.prompt, traits.invocation)
             self.base_until = sys.maxsize if start is None else self.lead + start
 
+    def let_go(self) -> None:
+        """Forgets what it held; its tokens stay."""
+        self.status = Status.HELD
+        self.preemptions += bool(self.pages)
+        self.computed = self.uncopied = self.published = 0
+        self.pages, self.shares, self.contents, self.history = [], (), [], None
+
     def identities(self, start: int, stop: int) -> tuple[int, ...]:
         """What stands at each of these positions: a token id, or below 0 one of the lead."""
         lead = self.lead

@@ -15,7 +15,7 @@ import pytest
 import torch
 from adapter_files import CONFIG, WEIGHTS, write_adapter
 from peft_adapters import save_lora
-from processes import children, engine_of, loader_of
+from processes import children, engine_of, is_busy, loader_of
 from tiny_models import save_tiny
 from weft_process import WeftProcess
 
@@ -101,8 +101,8 @@ async def has_none_waiting(client: httpx.AsyncClient) -> bool:
     return not await has_waiting(client)
 
 
-async def has_no_children(pid: int) -> bool:
-    return not list(children(pid))
+async def loads_nothing(loader: int) -> bool:
+    return not any(map(is_busy, children(loader)))
 
 
 async def until(holds: Callable[[], Awaitable[bool]]) -> None:
@@ -261,9 +261,9 @@ async def test_a_file_that_takes_for_ever_is_refused_and_holds_nobody_up(
 async def test_a_load_that_nobody_waits_for_ends(
     server: WeftProcess, client: httpx.AsyncClient, files: Files, asked: str
 ) -> None:
-    """Its client left; the loader's process for it goes, and another client's load is not lost."""
+    """Its client left: its process computes no more, and another client's load is not lost."""
     loader = loader_of(server.pid)
-    assert not list(children(loader))
+    assert await loads_nothing(loader)
     work: dict[str, Callable[[], Awaitable[Any]]] = {
         "upload": lambda: upload(client, "slow", files.slow),
         "request": lambda: complete(client, 1, model="late"),
@@ -281,7 +281,7 @@ async def test_a_load_that_nobody_waits_for_ends(
     if asked == "request":
         await until(lambda: has_none_waiting(client))
         os.kill(loader, signal.SIGCONT)
-    await until(lambda: has_no_children(loader))
+    await until(lambda: loads_nothing(loader))
     if asked == "upload":
         await until(status_is(client, "/v1/adapters/slow", 404))
         assert (await upload(client, "late", files.other)).status_code == 200

@@ -41,6 +41,11 @@ class FakeResidency:
         self._claim: str | None = None
         self._digests: dict[SlotRef, str] = {}
 
+    @property
+    def wanted(self) -> set[str]:
+        """The versions that are to be loaded."""
+        return set(self._wanted)
+
     def computes(self, ref: SlotRef) -> str | None:
         """The version that a row with this reference is computed with; None if it is stale."""
         return self._digests[ref] if self.pool.valid(ref) else None

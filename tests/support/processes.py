@@ -16,6 +16,15 @@ def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
+def is_busy(pid: int) -> bool:
+    """Whether a process computes; one that waits or is gone does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state == "R"
+
+
 def engine_of(server: int) -> int:
     """The engine's process under a server's; raises StopIteration while there is none."""
     return next(children(server))

@@ -134,7 +134,8 @@ class World:
 
     def settle(self) -> None:
         """Takes in what ended, each child once, and checks the invariants."""
-        for seq in self.scheduler.take_ended():
+        ended, self.scheduler.ended = self.scheduler.ended, []
+        for seq in ended:
             child = seq.request.id, seq.index
             assert child not in self.ended, f"{child} ended twice"
             assert seq.finish is not None

@@ -1,12 +1,14 @@
 """Which adapters are on the device when more are wanted than fit."""
 
+from collections.abc import Collection
 from itertools import pairwise
 
 import pytest
 from fake_residency import FakeResidency
+from msgspec import structs
 from scheduling import Clock, World, limits, request
 
-from weft.adapters.blend import text_of
+from weft.adapters.blend import Part, text_of
 from weft.adapters.pool import SlotRef
 from weft.adapters.presence import Presence
 from weft.adapters.tenancy import NOBODY, TenantContext
@@ -218,7 +220,10 @@ class Scripted:
     def traits(self, ref: SlotRef) -> Traits:
         return PLAIN
 
-    def victims_for(self, digest: str) -> tuple[str, ...]:
+    def give_up(self, digest: str) -> None:
+        pass
+
+    def victims_for(self, digest: str, last: Collection[str] = ()) -> tuple[str, ...]:
         return self.victims
 
 
@@ -272,3 +277,28 @@ def test_live_sequences_are_counted_by_adapter() -> None:
     assert world.scheduler.adapters == {"a0": 2, "a1": 1}
     world.run()
     assert world.scheduler.adapters == {}
+
+
+def test_those_that_wait_for_each_others_adapters_all_run() -> None:
+    """Each of the four needs two of eight versions, of which four have room."""
+    residency = FakeResidency(40, 4, {f"a{n}": 10 for n in range(8)})
+    world = World(limits(), residency)
+    for number in range(4):
+        asked = request(f"r{number}", max_tokens=200)
+        blend = (Part(f"a{number}", 1.0), Part(f"a{7 - number}", 1.0))
+        world.scheduler.add(structs.replace(asked, blend=blend))
+    world.run(max_steps=4000)
+    assert len(world.ended) == 4
+
+
+def test_a_version_that_nobody_waits_for_any_more_is_given_up() -> None:
+    world = World(limits(), FakeResidency(10, 1, {"a0": 10, "a1": 10}, load_steps=1000))
+    for name in ("first", "second"):
+        world.scheduler.add(request(name, adapter="a0"))
+    world.step()
+    world.scheduler.abort("first")
+    world.settle()
+    assert world.residency.wanted == {"a0"}
+    world.scheduler.abort("second")
+    world.settle()
+    assert world.residency.wanted == set()

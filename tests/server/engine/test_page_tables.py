@@ -1,13 +1,14 @@
 """Pages of a tenant's own: what others do neither fills them, nor evicts from them, nor is seen."""
 
 from collections import Counter
+from random import Random
 
 import pytest
 from scheduling import ROOT, World, limits, request
 
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.page_tables import PageTables
-from weft.server.engine.sequence import Finish
+from weft.server.engine.sequence import Finish, Sequence
 
 PROMPT = tuple(range(1, 17))  # four pages
 MINE = TenantContext("mine", kv_pages=8)
@@ -138,3 +139,74 @@ def test_pages_do_not_change_hands_while_something_runs() -> None:
 def test_a_cache_without_a_page_to_give_is_refused() -> None:
     with pytest.raises(ValueError, match="page 0"):
         PageTables(1, 4, ROOT)
+
+
+def test_a_lone_tenant_may_have_all_but_an_eighth() -> None:
+    assert PageTables(65, 4, ROOT).parts([TenantContext("a", kv_pages=300)]) == {"a": 56}
+    assert PageTables(65, 4, ROOT).parts([TenantContext("a", kv_pages=56)]) == {"a": 56}
+
+
+def test_one_page_beside_page_0_is_enough() -> None:
+    assert PageTables(2, 4, ROOT).total == 1
+
+
+def running(number: int, tokens: list[int], tenant: str = "theirs") -> Sequence:
+    return Sequence(request(f"r{number}", tokens, tenant=tenant), 0, number, tokens)
+
+
+def test_who_competes_for_pages_is_known() -> None:
+    tables = PageTables(33, 4, ROOT)
+    tables.reserve(tables.parts([MINE]))
+    one, two = running(0, [1]), running(1, [2])
+    mine = running(2, [3], tenant="mine")
+    assert tables.crowd_of(one) is tables.crowd_of(two)
+    assert tables.crowd_of(one) is not tables.crowd_of(mine) is not None
+    assert tables.page_part(mine) == 1 / 8
+    assert tables.part(running(3, [3] * 9, tenant="mine")) == 3 / 8
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_there_is_room_exactly_where_it_would_be_given(seed: int) -> None:
+    """Whether a sequence has room without others is what comes of it once they are gone."""
+    random = Random(seed)
+    tables = PageTables(17, 4, ROOT if random.random() < 0.8 else None)
+    tables.reserve(tables.parts([TenantContext("mine", kv_pages=random.choice([4, 7]))]))
+    texts = [[n] * 12 for n in range(3)]
+
+    def sequence(number: int) -> Sequence:
+        tokens = random.choice(texts)[: random.randint(1, 12)] + [9] * random.randint(0, 20)
+        return running(number, tokens, random.choice(["mine", "theirs", "others"]))
+
+    live = [seq for seq in map(sequence, range(8)) if tables.admit(seq)]
+    for seq in live:
+        seq.computed = seq.length - 1
+        tables.publish(seq)
+    gone = [seq for seq in live if random.random() < 0.3]
+    claimant = sequence(8)
+    has_room = tables.has_room(claimant, without=gone)
+    for seq in gone:
+        tables.release(seq)
+    assert tables.admit(claimant) is has_room
+
+
+@pytest.mark.parametrize(
+    ("pages", "positions", "found", "taken"),
+    [
+        (8, 1, 1, 2),  # in the page that it has
+        (8, 2, 2, 2),
+        (8, 3, 3, 3),
+        (8, 99, 22, 7),  # but a page for each that runs
+        (4, 7, 6, 3),
+        (3, 7, 2, 2),  # nothing to spare
+    ],
+)
+def test_room_behind_a_sequence_is_taken_of_spare_pages(
+    pages: int, positions: int, found: int, taken: int
+) -> None:
+    tables = PageTables(1 + pages, 4, None)
+    seq = running(0, [1] * 6)
+    assert tables.admit(seq)
+    seq.computed = 5
+    assert tables.stretch(seq, positions) == found
+    assert len(seq.pages) == taken
+    assert tables.check([seq]) == ()
