@@ -50,6 +50,8 @@ class Race:
                     self._add(tenant, len(event.tokens) + (prompt if before else 0))
 
     def _add(self, tenant: TenantContext, tokens: int) -> None:
+        if self.is_over:
+            return  # nobody asks any more: what is left is not of two backlogs
         self.served[tenant.id] += tokens / tenant.weight
         if len(self.served) == 2:
             light, heavy = self.served.values()
