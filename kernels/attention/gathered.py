@@ -1,14 +1,16 @@
 """Paged attention by gathering each sequence's own keys and calling torch's attention on them.
 
 Runs on any device; its sizes were measured on CPU (benchmarks/LOG.md). Grouped query heads are
-rows of their KV head, so no key is copied for them. Decoding sequences of similar length share a
-call; a chunk of a prompt is cut into blocks of queries, so that keys after a block cost nothing.
+rows of their KV head, so no key is copied for them. Sequences of similar length with equally many
+queries share a call; a long chunk of a prompt is cut into blocks of queries, so that keys after a
+block cost nothing.
 A place that pads a bucket names a key of the same sequence, so nothing foreign is ever read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -43,27 +45,32 @@ def paged_attention(
 ) -> Tensor:
     """See `weft.kernels.attention.paged_attention`."""
     kv_heads = k_pool.shape[2]
+    group = q.shape[1] // kv_heads
     out = q.new_empty(*q.shape[:2], v_pool.shape[3])
     attend: Attend = partial(_attend, scaling=scaling)
     bucket_tokens = BUCKET_ELEMENTS // (kv_heads * k_pool.shape[3])
     if softcap is not None or sinks is not None:
         attend = partial(_attend_explicitly, scaling=scaling, softcap=softcap, sinks=sinks)
         bucket_tokens = 0  # strided batches of plain matmuls are copied: one sequence at a time
-    for read in batch.once(_reads, window, bucket_tokens, q.dtype):
+    for read in batch.once(_reads, window, bucket_tokens, group, q.dtype):
         k = k_pool.flatten(0, 1).index_select(0, read.keys)
         v = v_pool.flatten(0, 1).index_select(0, read.keys)
         if isinstance(read, Bucket):
-            out.index_copy_(0, read.rows, _decode(q, k, v, read, attend))
+            out.index_copy_(0, read.rows, _together(q, k, v, read, attend))
         else:
-            for rows, result in _prefill(q, k, v, read, window, attend):
+            for rows, result in _in_blocks(q, k, v, read, window, attend):
                 out[rows] = result
     return out
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Sequences with one query each: `rows` [N], `keys` [N · L] and an additive mask."""
+    """N sequences with R queries each: `rows` [N · R], `keys` [N · L] and an additive mask.
 
+    The mask broadcasts to [N, kv_heads, group · R, L]; None hides nothing.
+    """
+
+    sequences: int
     rows: Tensor
     keys: Tensor
     mask: Tensor | None
@@ -86,9 +93,17 @@ class _Sequence:
     first: int
     length: int
 
+    @property
+    def visible(self) -> int:
+        return self.length - self.first
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.queries, self.visible
+
 
 def _reads(
-    batch: PagedBatch, window: int | None, bucket_tokens: int, dtype: torch.dtype
+    batch: PagedBatch, window: int | None, bucket_tokens: int, group: int, dtype: torch.dtype
 ) -> list[Bucket | Chunk]:
     sequences = [
         _Sequence(
@@ -101,43 +116,67 @@ def _reads(
         for index, length in enumerate(batch.kv_lens)
         if (queries := batch.query_starts[index + 1] - batch.query_starts[index])
     ]
-    decodes = sorted((s for s in sequences if s.queries == 1), key=_visible)
+    short = sorted((s for s in sequences if s.queries <= QUERY_BLOCK), key=attrgetter("shape"))
     reads: list[Bucket | Chunk] = [
-        _bucket(batch, group, dtype) for group in _grouped(decodes, bucket_tokens)
+        _bucket(batch, together, window, group, dtype) for together in _alike(short, bucket_tokens)
     ]
     for sequence in sequences:
-        if sequence.queries > 1:
+        if sequence.queries > QUERY_BLOCK:
             keys = _slots(batch, [sequence]).flatten()
             reads.append(Chunk(sequence.row, sequence.row + sequence.queries, keys))
     return reads
 
 
-def _visible(sequence: _Sequence) -> int:
-    return sequence.length - sequence.first
+def _alike(sequences: list[_Sequence], tokens: int) -> Iterator[list[_Sequence]]:
+    """Cuts sequences, ascending by shape, into groups of equally many queries.
+
+    Each has at most `tokens` keys when padded, or is one sequence.
+    """
+    together: list[_Sequence] = []
+    for sequence in sequences:
+        differs = together and sequence.queries != together[0].queries
+        if differs or (together and (len(together) + 1) * sequence.visible > tokens):
+            yield together
+            together = []
+        together.append(sequence)
+    if together:
+        yield together
 
 
-def _grouped(decodes: list[_Sequence], tokens: int) -> Iterator[list[_Sequence]]:
-    """Cuts sequences, shortest first, into groups of at most `tokens` keys when padded."""
-    group: list[_Sequence] = []
-    for sequence in decodes:
-        if group and (len(group) + 1) * _visible(sequence) > tokens:
-            yield group
-            group = []
-        group.append(sequence)
-    if group:
-        yield group
+def _bucket(
+    batch: PagedBatch,
+    together: list[_Sequence],
+    window: int | None,
+    group: int,
+    dtype: torch.dtype,
+) -> Bucket:
+    device = batch.block_tables.device
+    rows = [row for s in together for row in range(s.row, s.row + s.queries)]
+    shape, longest = together[0].shape, together[-1].shape
+    shapes = [shape] if shape == longest else [s.shape for s in together]
+    mask = None if longest == (1, shape[1]) else _mask(shapes, window, dtype, device)
+    if mask is not None:
+        mask = mask.repeat(1, 1, group if shape[0] > 1 else 1, 1)
+    keys = _slots(batch, together).flatten()
+    return Bucket(len(together), torch.tensor(rows, device=device), keys, mask)
 
 
-def _bucket(batch: PagedBatch, group: list[_Sequence], dtype: torch.dtype) -> Bucket:
-    keys = _slots(batch, group)
-    rows = torch.tensor([sequence.row for sequence in group], device=keys.device)
-    mask = None
-    if _visible(group[0]) != _visible(group[-1]):
-        visible = torch.tensor([[_visible(sequence)] for sequence in group], device=keys.device)
-        padding = torch.arange(keys.shape[1], device=keys.device) >= visible
-        mask = torch.zeros(padding.shape, dtype=dtype, device=keys.device)
-        mask = mask.masked_fill_(padding, -torch.inf)[:, None, None]
-    return Bucket(rows, keys.flatten(), mask)
+def _mask(
+    shapes: Sequence[tuple[int, int]], window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Additive mask [N, 1, R, L] of sequences with these numbers of queries and visible keys.
+
+    It hides what pads the keys, too. All have R queries, and the longest has L keys.
+    """
+    count, longest = shapes[-1]
+    visible = torch.tensor([keys for _, keys in shapes], device=device)[:, None, None]
+    queries = visible - count + torch.arange(count, device=device)[:, None]
+    keys = torch.arange(longest, device=device)
+    hidden = keys > queries
+    if window is not None:
+        hidden |= keys <= queries - window
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(hidden, -torch.inf)[:, None]
 
 
 def _slots(batch: PagedBatch, group: list[_Sequence]) -> Tensor:
@@ -145,21 +184,24 @@ def _slots(batch: PagedBatch, group: list[_Sequence]) -> Tensor:
     device = batch.block_tables.device
     bounds = torch.tensor([[s.index, s.first, s.length - 1] for s in group], device=device)
     index, first, last = bounds.split_with_sizes([1, 1, 1], dim=1)
-    positions = first + torch.arange(max(map(_visible, group)), device=device)
+    positions = first + torch.arange(max(s.visible for s in group), device=device)
     positions = positions.minimum(last)
     pages = batch.block_tables[index, positions // batch.page_size].long()
     return pages * batch.page_size + positions % batch.page_size
 
 
-def _decode(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, attend: Attend) -> Tensor:
-    """Results [N, heads, v_dim] of a bucket's rows."""
-    count, heads, kv_heads = len(bucket.rows), q.shape[1], k.shape[1]
-    queries = q.index_select(0, bucket.rows).view(count, kv_heads, heads // kv_heads, -1)
+def _together(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, attend: Attend) -> Tensor:
+    """Results [N · R, heads, v_dim] of a bucket's rows."""
+    count, heads, kv_heads = bucket.sequences, q.shape[1], k.shape[1]
+    group, each = heads // kv_heads, len(bucket.rows) // count
+    queries = q.index_select(0, bucket.rows).view(count, each, kv_heads, group, -1)
+    queries = queries.permute(0, 2, 3, 1, 4).reshape(count, kv_heads, group * each, -1)
     k, v = (t.view(count, -1, kv_heads, t.shape[-1]).transpose(1, 2) for t in (k, v))
-    return attend(queries, k, v, bucket.mask).reshape(count, heads, -1)
+    result = attend(queries, k, v, bucket.mask).view(count, kv_heads, group, each, -1)
+    return result.permute(0, 3, 1, 2, 4).reshape(len(bucket.rows), heads, -1)
 
 
-def _prefill(
+def _in_blocks(
     q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, window: int | None, attend: Attend
 ) -> Iterator[tuple[slice, Tensor]]:
     """Row ranges of a chunk with their results [rows, heads, v_dim]."""
@@ -173,25 +215,15 @@ def _prefill(
         first = 0 if window is None else max(0, start + offset - window + 1)
         keys = slice(first, rows.stop + offset)
         queries = q[rows].view(count, kv_heads, group, -1).permute(1, 2, 0, 3)
-        mask = _causal_mask(q, count, keys.stop - first, window)
+        mask = _mask([(count, keys.stop - first)], window, q.dtype, q.device)
         result = attend(
             queries.reshape(1, kv_heads, group * count, -1),
             k[:, :, keys],
             v[:, :, keys],
-            mask.repeat(group, 1)[None, None],
+            mask.repeat(1, 1, group, 1),
         )
         result = result.view(kv_heads, group, count, -1).permute(2, 0, 1, 3)
         yield rows, result.reshape(count, heads, -1)
-
-
-def _causal_mask(q: Tensor, queries: int, keys: int, window: int | None) -> Tensor:
-    """Additive mask [queries, keys] in q's dtype; the queries are the last of the keys."""
-    mask = q.new_zeros(queries, keys)
-    hidden = torch.full_like(mask, -torch.inf)
-    mask += hidden.triu(keys - queries + 1)
-    if window is not None:
-        mask += hidden.tril(keys - queries - window)
-    return mask
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scaling: float) -> Tensor:

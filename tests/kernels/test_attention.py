@@ -154,16 +154,28 @@ def test_decodes_are_padded_in_buckets_of_bounded_size(
 
 
 @DEVICES
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 5])
+def test_chunks_of_equal_size_share_a_bucket(
+    device: str, dtype: torch.dtype, window: int | None
+) -> None:
+    lengths = [(0, 6), (9, 6), (4, 1), (0, 6), (3, 64), (7, 64), (7, 64), (30, 6), (0, 65)]
+    p = paged_problem(lengths, kv_heads=2, group=3, dtype=dtype, device=device)
+    expected = attention_without_pages(p, 0.3, window, None, None)
+    assert_close(attention(p, window=window), expected, dtype)
+
+
+@DEVICES
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_nan_of_one_sequence_reaches_no_other(device: str, softcap: float | None) -> None:
-    p = paged_problem([(5, 1), (9, 1), (3, 6), (2, 4)], device=device)
+    p = paged_problem([(5, 1), (9, 1), (3, 6), (2, 6)], device=device)
     clean = attention(p, softcap=softcap)
     slots = p.batch.slot_mapping[[1, 3]]  # of the second and third sequence
     p.k_pool.flatten(0, 1)[slots] = torch.nan
     p.v_pool.flatten(0, 1)[slots] = torch.nan
     result = attention(p, softcap=softcap)
     assert result[1].isnan().all()
-    rows = [0, *range(8, 12)]
+    rows = [0, *range(8, 14)]
     assert torch.equal(result[rows], clean[rows])
 
 
