@@ -60,8 +60,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     if not rows:
         return []
     scores = _adjust(logits, rows)
-    finite = scores.amax(dim=-1).isfinite().tolist()
-    tokens = _choose(scores, rows)
+    tokens, finite = _choose(scores, rows)
     logprobs = _wanted_logprobs(logits, rows, tokens, finite)
     return [
         Sampled(token, logprobs.get(index)) if finite[index] else Sampled(0, error=_NOT_FINITE)
@@ -173,43 +172,51 @@ def _adjust_row(scores: Tensor, row: SampleRow) -> None:
 # ---- the choice
 
 
-def _choose(scores: Tensor, rows: Sequence[SampleRow]) -> list[int]:
+def _choose(scores: Tensor, rows: Sequence[SampleRow]) -> tuple[list[int], list[bool]]:
+    """Each row's token, and whether its largest score is finite."""
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     if not drawn:
-        return _largest(scores).tolist()
-    if len(drawn) == len(rows):
-        return _draw(scores, rows).tolist()
-    largest = [index for index, row in enumerate(rows) if row.sampling.temperature <= 0]
-    tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
-    tokens[largest] = _largest(scores[largest])
-    tokens[drawn] = _draw(scores[drawn], [rows[index] for index in drawn])
-    return tokens.tolist()
+        tokens, maxima = _largest(scores)
+    else:
+        maxima = scores.amax(dim=-1)
+        if len(drawn) == len(rows):
+            tokens = _draw(scores, maxima, rows)
+        else:
+            tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
+            largest = [index for index, row in enumerate(rows) if row.sampling.temperature <= 0]
+            tokens[largest], _ = _largest(scores[largest])
+            tokens[drawn] = _draw(scores[drawn], maxima[drawn], [rows[index] for index in drawn])
+    return tokens.tolist(), maxima.isfinite().tolist()
 
 
-def _largest(scores: Tensor) -> Tensor:
-    """The first of each row's largest scores, [rows, vocabulary] → int64 [rows]."""
+def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of each row's largest scores, and how large it is; both of shape [rows]."""
     whole = scores.shape[-1] // _BLOCK * _BLOCK
     if scores.is_cuda or whole < _MANY_BLOCKS * _BLOCK:
-        return scores.argmax(dim=-1)
+        tokens = scores.argmax(dim=-1)
+        return tokens, scores.gather(-1, tokens[:, None]).squeeze(-1)
     # First a block, then a token in it: on a CPU a maximum takes a tenth of an argmax's time.
     blocks = scores[:, :whole].view(len(scores), -1, _BLOCK)
     maxima, block = blocks.amax(dim=-1).max(dim=-1)
     inside = blocks[torch.arange(len(scores)), block].argmax(dim=-1)
     tokens = block * _BLOCK + inside
     if whole == scores.shape[-1]:
-        return tokens
+        return tokens, maxima
     last, index = scores[:, whole:].max(dim=-1)
-    return torch.where(last > maxima, whole + index, tokens)
+    return torch.where(last > maxima, whole + index, tokens), maxima.maximum(last)
 
 
-def _draw(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """Draws each row's token from its truncated distribution; scores: [rows, vocabulary]."""
+def _draw(scores: Tensor, maxima: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Draws each row's token from its truncated distribution.
+
+    scores: [rows, vocabulary]   maxima: of each row   Returns int64 [rows].
+    """
     settings = [row.sampling for row in rows]
     draws = [uniform(row.seed, len(row.tokens)) for row in rows]
     uniforms = torch.tensor(draws, dtype=torch.float64, device=scores.device)[:, None]
     # The largest weight of a row is 1, so that min-p is a plain threshold.
     weights = F.pad(scores, (0, -scores.shape[-1] % _BLOCK), value=float("-inf"))
-    weights.sub_(scores.amax(dim=-1, keepdim=True))
+    weights.sub_(maxima[:, None])
     weights.div_(_column(scores, [s.temperature for s in settings])).exp_()
     if any(s.min_p > 0 for s in settings):
         weights.masked_fill_(weights < _column(scores, [s.min_p for s in settings]), 0.0)

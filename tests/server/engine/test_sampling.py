@@ -247,16 +247,19 @@ def test_no_rows_give_no_tokens() -> None:
     assert sample(torch.empty(0, 10), []) == []
 
 
+@pytest.mark.parametrize("first", [7, 8195, 8200], ids=str)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "fields", [{"temperature": 0.0}, {}, {"top_p": 0.5}, {"min_tokens": 9, "logprobs": 3}], ids=str
 )
-def test_a_row_that_is_not_finite_ends_alone(poison: float, fields: dict[str, object]) -> None:
-    logits = random_logits(4, 600)
+def test_a_row_that_is_not_finite_ends_alone(
+    poison: float, first: int, fields: dict[str, object]
+) -> None:
+    logits = random_logits(4, 8201)
     rows = [row(seed=seed, **fields) for seed in range(4)]
     healthy = sample(logits, rows)
     poisoned = logits.clone()
-    poisoned[1, 7:] = poison
+    poisoned[1, first:] = poison
     if poison == -math.inf:
         poisoned[1] = poison
     result = sample(poisoned, rows)
