@@ -46,6 +46,7 @@ BASES = {
 ROWS = {"llama-8b": (1, 8, 32, 64)}
 """Of the steps that are timed, where they are not those of a CPU."""
 CPU_ROWS = (1, 8, 32)
+RANKS = "8,16,64,8/16/64"
 FORWARD = ("linears", "attention", "adapters", "rest of forward")
 OWN = ("plan", "build", "sample", "commit", "publish", "rest of step")
 PARTS = (
@@ -93,13 +94,12 @@ class Case:
         return [version(self.ranks[n % len(self.ranks)], n) for n in numbers]
 
 
-def cases(rows: tuple[int, ...]) -> list[Case]:
-    """By rows at rank 16, and by rank at the most rows."""
+def cases(rows: tuple[int, ...], ranks: Sequence[tuple[int, ...]]) -> list[Case]:
+    """By rows at rank 16, and by ranks at the most rows."""
     *fewer, most = rows
     by_rows = [Case(count, 0) for count in rows]
     by_rows += [Case(count, many, (16,)) for count in fewer for many in sorted({1, count})]
-    ranks = ((8,), (16,), (64,), (8, 16, 64))
-    return by_rows + [Case(most, count, rank) for rank in ranks for count in (1, 8, most)]
+    return by_rows + [Case(most, count, each) for each in ranks for count in (1, 8, most)]
 
 
 def main(
@@ -107,18 +107,21 @@ def main(
     turns: Annotated[int, typer.Option(help="steps of each kind that are timed")] = 12,
     adapter_gib: Annotated[float, typer.Option(help="memory for adapters")] = 8.0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 1,
+    ranks: Annotated[str, typer.Option(help="of the most rows' adapters, or several")] = RANKS,
 ) -> None:
     """Runs the benchmark and updates its results file."""
+    by_rank = [tuple(map(int, each.split("/"))) for each in ranks.split(",")]
     torch.set_num_threads(threads)
     for model in ("embedded", "half-billion") if models == "both" else (models,):
         base, rows = BASES[model](), ROWS.get(model, CPU_ROWS)
         memory = int(adapter_gib * 2**30)
         stepper = Stepper(base, rows=max(rows), adapter_memory=memory, threads=threads)
         bandwidth = machine.read_bandwidth(stepper.host.facts.device)
-        measured = cases(rows)
+        measured = cases(rows, by_rank)
         with Progress(console=console) as progress:
             run(stepper, measured, turns, progress, f"{base.name}, {threads} threads")
-        save(f"{base.name}, {threads} threads", report(stepper, base, measured, bandwidth))
+        found = report(stepper, base, measured, bandwidth)
+        save(f"{base.name}, {found['dtype']}, threads: {threads}", found)
     show(json.loads(machine.results_path(NAME).read_text()))
 
 
@@ -162,7 +165,8 @@ def report(
     itemsize = stepper.host.facts.dtype.itemsize
     plain = {case.rows: case for case in measured if not case.adapters}
     return {
-        "dtype": str(stepper.host.facts.dtype),
+        "model": base.name,
+        "dtype": str(stepper.host.facts.dtype).removeprefix("torch."),
         "context": CONTEXT,
         "read_bandwidth": bandwidth,
         "machine": machine.fingerprint(),

@@ -36,17 +36,18 @@ def version(rank: int, number: int) -> str:
     return f"{rank}-{number}"
 
 
-class RandomVersions(Versions):
-    """All versions of a rank have the same values, each in memory of its own on the device."""
+def random_version(versions: Versions, digest: str, *for_whom: object) -> Packed:
+    """In place of `Versions.load`, of a name that `version` gave.
 
-    def load(self, digest: str) -> Packed:
-        """Of a name that `version` gave."""
-        return self._packed(int(digest.partition("-")[0]))
+    All of a rank have the same values, each in memory of its own on the device.
+    """
+    return _packed(versions, int(digest.partition("-")[0]))
 
-    @cache  # noqa: B019 - lives as long as the program
-    def _packed(self, rank: int) -> Packed:
-        torch.manual_seed(0)
-        return self.pack(AdapterPlan("random", "LORA", low_rank(rank)(self._base)))
+
+@cache
+def _packed(versions: Versions, rank: int) -> Packed:
+    torch.manual_seed(0)
+    return versions.pack(AdapterPlan("random", "LORA", low_rank(rank)(versions._base)))
 
 
 class Stepper:
@@ -73,7 +74,7 @@ class Stepper:
                 threads=threads,
             )
             self.host = ModelHost.load(config, lambda stage, done, total: None)
-            with patch("weft.server.engine.engine.Versions", RandomVersions):
+            with patch.object(Versions, "load", random_version):
                 self._engine = Engine(self.host, config)
 
     def warm(self, versions: list[str | None]) -> None:
