@@ -4,7 +4,7 @@
 
 32 clients each send one prompt at once, to the base, to one adapter, or to an adapter each. Servers
 are asked over HTTP, libraries are called in this process. A side that is not here is named as such.
-Writes results/rivals.json and prints the table.
+Writes results/rivals.json, or of float32 results/rivals-float32.json, and prints the table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +46,7 @@ def main(
     deadline: Annotated[float, typer.Option(help="seconds until a run is given up")] = 120.0,
     sides: Annotated[str, typer.Option(help="which take part; the first is the reference")] = ALL,
     long: Annotated[float, typer.Option(help="a run of more seconds is not repeated")] = 90.0,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32, of all sides")] = "bfloat16",
 ) -> None:
     """Runs the contest and writes its results file."""
     threads = threads or machine.fingerprint()["cores"]
@@ -57,10 +58,11 @@ def main(
         adapters={f"adapter-{place}": folder for place, folder in enumerate(folders)},
         clients=CLIENTS,
         threads=threads,
+        dtype=dtype,
         deadline=deadline,
         scratch=workload.CACHE / "rivals",
     )
-    floors = floors_of(base)
+    floors = floors_of(base, setting.torch_dtype)
     mixes = mixes_of(base, list(setting.adapters))
     rules = Rules(repeats, long)
     entries = measured(sides_of(setting, vllm, sides.split(",")), mixes, rules)
@@ -71,6 +73,7 @@ def main(
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
         "threads": threads,
+        "dtype": dtype,
         "reference": entries[0].side,
         "deadline": deadline,
         "rules": asdict(rules),
@@ -80,7 +83,12 @@ def main(
     }
     console.print(table_of(entries, floors))
     console.print("\n".join(goals_of(entries)))
-    console.print(f"written: {machine.write_results('rivals', results)}")
+    console.print(f"written: {machine.write_results(file_of(dtype), results)}")
+
+
+def file_of(dtype: str) -> str:
+    """The name of the results file; each dtype has its own."""
+    return "rivals" if dtype == "bfloat16" else f"rivals-{dtype}"
 
 
 def sides_of(setting: Setting, vllm: Path | None, names: Sequence[str]) -> list[Side]:
@@ -122,21 +130,22 @@ def measured(
         )
 
 
-def floors_of(base: workload.Base) -> dict[str, float]:
+def floors_of(base: workload.Base, dtype: torch.dtype) -> dict[str, float]:
     """Tokens per second that memory bandwidth and matmul peak allow, of each mix.
 
-    A step reads the base and the distinct adapters in bfloat16 and multiplies each row with both;
-    prompts are multiplied with all but the head.
+    A step reads the base and the distinct adapters and multiplies each row with both; prompts are
+    multiplied with all but the head.
     """
     cpu = torch.device("cpu")
-    bandwidth, peak = machine.read_bandwidth(cpu), machine.matmul_peak(cpu, torch.bfloat16)
+    bandwidth, peak = machine.read_bandwidth(cpu), machine.matmul_peak(cpu, dtype)
     one = workload.adapter_bytes(base, RANK, bytes_each=2)
     body = base.step_bytes - workload.head_bytes(base)
+    width = dtype.itemsize / 2  # the bytes above are of 16-bit values
     floors = {}
     for mix, distinct in {"base": 0, "1 adapter": 1, "32 adapters": CLIENTS}.items():
         own = one if distinct else 0
-        flops_a_token = base.step_bytes + own  # 2 for each value, which has 2 bytes
-        bytes_a_step = base.step_bytes + distinct * one
+        flops_a_token = base.step_bytes + own  # 2 for each value of 2 bytes
+        bytes_a_step = width * (base.step_bytes + distinct * one)
         step = max(bytes_a_step / bandwidth, CLIENTS * flops_a_token / peak)
         prompts = CLIENTS * PROMPT_TOKENS * (body + own) / peak
         floors[mix] = CLIENTS * NEW_TOKENS / (prompts + (NEW_TOKENS - 1) * step)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
-import torch
 from peft import PeftModel
 from serving.request import Request
 from transformers import (
@@ -55,6 +54,6 @@ class ContinuousBatching(InProcess):
 
     def _load(self) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.setting.base, dtype=torch.bfloat16, attn_implementation="sdpa"
+            self.setting.base, dtype=self.setting.torch_dtype, attn_implementation="sdpa"
         )
         return model.eval()

@@ -1,6 +1,6 @@
 """Writes a base of Qwen2's kind and its LoRA adapters as GGUF, which llama.cpp reads.
 
-Matrices keep their bfloat16, vectors become float32, as llama.cpp needs them.
+Matrices are stored as bfloat16 or float32, vectors as float32, as llama.cpp needs them.
 """
 
 import json
@@ -38,8 +38,11 @@ Metadata = Mapping[str, tuple[int, Any]]
 """Key → type and value; of a list the type is that of its elements."""
 
 
-def write_base(folder: Path, path: Path) -> None:
-    """Writes the model in `folder`, with a tokenizer of `made_up_tokenizer`, to `path`."""
+def write_base(folder: Path, path: Path, matrices: torch.dtype) -> None:
+    """Writes the model in `folder`, with a tokenizer of `made_up_tokenizer`, to `path`.
+
+    matrices: bfloat16 or float32
+    """
     config = json.loads((folder / "config.json").read_text())
     tokens, merges = vocabulary_of(folder)
     metadata = {
@@ -60,11 +63,12 @@ def write_base(folder: Path, path: Path) -> None:
         "tokenizer.ggml.add_bos_token": (BOOL, False),
     }
     tensors = load_file(folder / "model.safetensors")
-    write(path, metadata, {base_name(name): tensor for name, tensor in tensors.items()})
+    named = {base_name(name): _stored(tensor, matrices) for name, tensor in tensors.items()}
+    write(path, metadata, named)
 
 
-def write_adapter(folder: Path, path: Path) -> None:
-    """Writes the LoRA in `folder`, in peft's layout, to `path`."""
+def write_adapter(folder: Path, path: Path, matrices: torch.dtype) -> None:
+    """Writes the LoRA in `folder`, in peft's layout, to `path`; see `write_base`."""
     config = json.loads((folder / "adapter_config.json").read_text())
     metadata = {
         "general.architecture": (STRING, "qwen2"),
@@ -73,7 +77,8 @@ def write_adapter(folder: Path, path: Path) -> None:
         "adapter.lora.alpha": (FLOAT, float(config["lora_alpha"])),
     }
     tensors = load_file(folder / "adapter_model.safetensors")
-    write(path, metadata, {adapter_name(name): tensor for name, tensor in tensors.items()})
+    named = {adapter_name(name): _stored(tensor, matrices) for name, tensor in tensors.items()}
+    write(path, metadata, named)
 
 
 def base_name(name: str) -> str:
@@ -94,27 +99,29 @@ def adapter_name(name: str) -> str:
 
 
 def write(path: Path, metadata: Metadata, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one GGUF file: header, metadata, the tensors' places, and the tensors, aligned."""
-    stored = {name: _stored(tensor) for name, tensor in tensors.items()}
+    """Writes one GGUF file: header, metadata, the tensors' places, and the tensors, aligned.
+
+    tensors: contiguous, float32 or bfloat16
+    """
     with path.open("wb") as file:
-        file.write(b"GGUF" + struct.pack("<IQQ", VERSION, len(stored), len(metadata)))
+        file.write(b"GGUF" + struct.pack("<IQQ", VERSION, len(tensors), len(metadata)))
         for key, (kind, value) in metadata.items():
             file.write(_string(key) + _value(kind, value))
         offset = 0
-        for name, tensor in stored.items():
+        for name, tensor in tensors.items():
             shape = tensor.shape[::-1]
             kind = BFLOAT16 if tensor.dtype == torch.bfloat16 else FLOAT32
             file.write(_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
             file.write(struct.pack("<IQ", kind, offset))
             offset += _aligned(tensor.nbytes)
         _pad(file)
-        for tensor in stored.values():
+        for tensor in tensors.values():
             file.write(tensor.view(torch.uint8).numpy())
             _pad(file)
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    return (tensor.bfloat16() if tensor.dim() > 1 else tensor.float()).contiguous()
+def _stored(tensor: Tensor, matrices: torch.dtype) -> Tensor:
+    return tensor.to(matrices if tensor.dim() > 1 else torch.float32).contiguous()
 
 
 def _value(kind: int, value: Any) -> bytes:

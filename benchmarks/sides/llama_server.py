@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from serving.request import Request
 from serving.target import ByLoraField
 
@@ -19,7 +20,7 @@ CONTEXT_EACH = 128
 
 
 class LlamaServer(HttpSide):
-    """`llama-server` with the same weights as GGUF."""
+    """`llama-server` with the same weights as GGUF, whose matrices have the setting's dtype."""
 
     name = "llama.cpp"
 
@@ -34,13 +35,15 @@ class LlamaServer(HttpSide):
     def command(self, port: str) -> Command:
         """Writes the files that are not there yet."""
         setting = self.setting
-        base = setting.scratch / "base.gguf"
+        folder = setting.scratch / setting.dtype
+        folder.mkdir(parents=True, exist_ok=True)
+        base = folder / "base.gguf"
         if not base.exists():
-            _whole(write_base, setting.base, base)
-        adapters = {name: setting.scratch / f"{name}.gguf" for name in setting.adapters}
+            _whole(write_base, setting.base, base, setting.torch_dtype)
+        adapters = {name: folder / f"{name}.gguf" for name in setting.adapters}
         for name, path in adapters.items():
             if not path.exists():
-                _whole(write_adapter, setting.adapters[name], path)
+                _whole(write_adapter, setting.adapters[name], path, setting.torch_dtype)
         options = {
             "--model": str(base),
             "--port": port,
@@ -77,8 +80,10 @@ class LlamaServer(HttpSide):
             return tuple(json.load(response)["tokens"])
 
 
-def _whole(write: Callable[[Path, Path], None], source: Path, path: Path) -> None:
+def _whole(
+    write: Callable[[Path, Path, torch.dtype], None], source: Path, path: Path, dtype: torch.dtype
+) -> None:
     """So that a write that was cut short leaves no file of that name."""
     part = path.with_suffix(".part")
-    write(source, part)
+    write(source, part, dtype)
     part.rename(path)

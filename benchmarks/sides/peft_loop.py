@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 
-import torch
 from peft_groups import Job, PeftServer
 from serving.request import Request
 
@@ -19,7 +18,7 @@ class PeftLoop(InProcess):
     def start(self) -> str:
         """Loads the base and all adapters."""
         folders = list(self.setting.adapters.values())
-        self._server = PeftServer(self.setting.base, folders, torch.bfloat16)
+        self._server = PeftServer(self.setting.base, folders, self.setting.torch_dtype)
         return f"{version('peft')}, transformers {version('transformers')}"
 
     def tokens(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:

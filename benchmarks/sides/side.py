@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from serving.request import Request
 
 
@@ -21,7 +22,8 @@ class Setting:
     """What all sides serve, and with what.
 
     base: folder of the model   adapters: name → folder in peft's layout
-    clients: requests at a time   deadline: seconds after which requests are given up
+    clients: requests at a time   dtype: float32 or bfloat16, in which all compute
+    deadline: seconds after which requests are given up
     scratch: a folder for what a side writes, kept from run to run
     """
 
@@ -29,8 +31,15 @@ class Setting:
     adapters: Mapping[str, Path]
     clients: int
     threads: int
+    dtype: str
     deadline: float
     scratch: Path
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The same as torch names it."""
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
 
 
 @dataclass(frozen=True)

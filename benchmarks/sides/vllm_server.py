@@ -40,7 +40,7 @@ class VllmServer(HttpSide):
         assert self._interpreter is not None
         options = {
             "--port": port,
-            "--dtype": "bfloat16",
+            "--dtype": setting.dtype,
             "--served-model-name": "base",
             "--max-num-seqs": str(setting.clients),
             "--max-model-len": "256",

@@ -25,6 +25,7 @@ class WeftServer(HttpSide):
         program = str(Path(sys.executable).with_name("weft"))
         options = {
             "--port": port,
+            "--dtype": setting.dtype,
             "--threads": str(setting.threads),
             "--served-model-name": "base",
             "--max-num-seqs": str(setting.clients),

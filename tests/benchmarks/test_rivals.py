@@ -1,5 +1,6 @@
 """What the comparison of servers makes of its cells: figures, ratios, a table that names gaps."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sides.contest import Cell, Entry
 from sides.llama_server import LlamaServer
 from sides.side import Answers, Missing, Setting
 from sides.vllm_server import VllmServer
+from sides.weft_server import WeftServer
 
 FLOORS = {"base": 400.0, "1 adapter": 390.0, "32 adapters": 250.0}
 
@@ -76,7 +78,25 @@ def test_results_keep_every_run_and_every_reason() -> None:
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
-    return Setting(tmp_path, {}, clients=1, threads=1, deadline=1.0, scratch=tmp_path)
+    return Setting(
+        tmp_path, {}, clients=1, threads=1, dtype="float32", deadline=1.0, scratch=tmp_path
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_sides_are_asked_for_the_same_dtype(setting: Setting, dtype: str) -> None:
+    setting = replace(setting, dtype=dtype)
+    sides = VllmServer(setting, Path("python")), WeftServer(setting)
+    for arguments in (side.command("1").arguments for side in sides):
+        assert arguments[arguments.index("--dtype") + 1] == dtype
+    assert str(setting.torch_dtype) == f"torch.{dtype}"
+
+
+def test_results_of_each_dtype_have_a_file() -> None:
+    assert [rivals.file_of(dtype) for dtype in ("bfloat16", "float32")] == [
+        "rivals",
+        "rivals-float32",
+    ]
 
 
 def test_a_rival_without_its_environment_is_missing(setting: Setting, tmp_path: Path) -> None:

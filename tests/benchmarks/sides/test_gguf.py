@@ -82,9 +82,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> workload.Base:
     return workload.Base("tiny", folder, step_bytes=0)
 
 
-def test_a_base_has_all_its_weights_and_its_shape(base: workload.Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrices", [torch.bfloat16, torch.float32])
+def test_a_base_has_all_its_weights_and_its_shape(
+    base: workload.Base, tmp_path: Path, matrices: torch.dtype
+) -> None:
     path = tmp_path / "base.gguf"
-    write_base(base.folder, path)
+    write_base(base.folder, path, matrices)
     found = Reader(path)
     assert found.metadata["general.architecture"] == "qwen2"
     assert found.metadata["qwen2.block_count"] == 2
@@ -95,7 +98,7 @@ def test_a_base_has_all_its_weights_and_its_shape(base: workload.Base, tmp_path:
     assert found.tensors.keys() == {base_name(name) for name in stored}
     for name, tensor in stored.items():
         written = found.tensors[base_name(name)]
-        assert written.dtype == (torch.bfloat16 if tensor.dim() > 1 else torch.float32)
+        assert written.dtype == (matrices if tensor.dim() > 1 else torch.float32)
         assert torch.equal(written.bfloat16(), tensor)
 
 
@@ -105,7 +108,7 @@ def test_an_adapter_has_all_its_pairs(
     monkeypatch.setattr(workload, "CACHE", tmp_path)
     [folder] = workload.random_adapters(base, 1, rank=4)
     path = tmp_path / "adapter.gguf"
-    write_adapter(folder, path)
+    write_adapter(folder, path, torch.bfloat16)
     found = Reader(path)
     assert found.metadata["general.type"] == "adapter"
     assert found.metadata["adapter.lora.alpha"] == 4.0
