@@ -39,7 +39,7 @@ def startup() -> str:
     found = results("startup")
     rows = [
         (
-            MODELS[name],
+            f"{MODELS[name].partition(', ')[0]}, {sides['dtype']}",
             f"{median(sides['first_token']):.1f}",
             f"{median(sides['floor']):.1f}",
             f"{sides['ratio']:.2f}",
@@ -91,7 +91,7 @@ def serving(file: str, workloads: str) -> str:
 def registered() -> str:
     """What all the registered adapters cost those in use, and who lists them."""
     found = results("registered")
-    ratios = "1", "{median:.2f} ({least:.2f} to {most:.2f})".format(**found["ratio"])
+    ratios = "1", "{median:.2f} ({lower:.2f} to {upper:.2f})".format(**found["ratio"])
     rows = [
         (
             name,
@@ -115,6 +115,21 @@ def registered() -> str:
         "memory (MiB)",
     )
     return table("python benchmarks/registered.py", found, head, rows)
+
+
+def swap_in() -> str:
+    """An adapter's way to the device, and what adapters take there."""
+    found = results("swap_in")
+    rows = []
+    for where in ("in one range", "in holes"):
+        one = found[where]
+        times = (f"{1e3 * one[what]:.1f}" for what in ("copy", "swap_in"))
+        ratio = f"{one['ratio']:.2f} ({one['spread'][0]:.2f} to {one['spread'][1]:.2f})"
+        rows.append((f"{found['bytes'] / 1e6:.0f} MB, {where}", *times, ratio))
+    ratio = f"{found['mixed ranks']['ratio']:.3f}"
+    rows.append(("pool bytes to adapter bytes, ranks 4 to 64", "", "", ratio))
+    head = ("", "one copy (ms)", "swap-in (ms)", "ratio")
+    return table("python benchmarks/swap_in.py", found, head, rows)
 
 
 def kernels() -> str:
@@ -183,6 +198,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "serving": partial(serving, "serving", "s-lora*;cold;prefix*"),
     "punica": partial(serving, "serving-punica", "punica*"),
     "registered": registered,
+    "swap_in": swap_in,
     "kernels": kernels,
 }
 
