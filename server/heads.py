@@ -61,7 +61,8 @@ class LimitedHeads(HttpToolsProtocol):
 
     def _is_late(self) -> None:
         """What was asked before on this connection is answered first."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        answered = getattr(self.cycle, "response_complete", True)  # there is no cycle at first
+        if not answered:
             self._wait()
         else:
             self._give_up()
