@@ -13,8 +13,10 @@ from time import monotonic
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
 from weft.adapters.packed import Packed
+from weft.adapters.tenancy import NOBODY, TenantContext
 
 _log = logging.getLogger(__name__)
+_Task = tuple[str, TenantContext, Future[Packed]]
 
 
 class HostTier:
@@ -56,8 +58,9 @@ class HostTier:
 class Loader:
     """Turns digests into packed plans beside the engine's loop.
 
-    load: gives a version's packed plan, raising AdapterInvalid, AdapterCorrupt, LoadFailed or
-        OSError; called from as many threads as there are
+    load: gives a version's packed plan, for the tenant that asked for it first, raising
+        AdapterInvalid, AdapterCorrupt, LoadFailed or OSError; called from as many threads as there
+        are
     capacity: bytes of the host tier
     notify: called from a loader thread each time a load ended, to wake whoever waits
     give_up: makes loads of a version that are under way fail soon, if that can be done
@@ -65,7 +68,7 @@ class Loader:
 
     def __init__(
         self,
-        load: Callable[[str], Packed],
+        load: Callable[[str, TenantContext], Packed],
         *,
         capacity: int,
         notify: Callable[[], None] = lambda: None,
@@ -80,7 +83,7 @@ class Loader:
         self._lock = threading.Lock()
         self._host = HostTier(capacity)
         self._pending: dict[str, Future[Packed]] = {}
-        self._queue: SimpleQueue[tuple[str, Future[Packed]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"loader-{i}", daemon=True)
             for i in range(threads)
@@ -88,7 +91,7 @@ class Loader:
         for thread in self._threads:
             thread.start()
 
-    def request(self, digest: str) -> Future[Packed]:
+    def request(self, digest: str, tenant: TenantContext = NOBODY) -> Future[Packed]:
         """The version's packed plan: at once if the host has it, else when a thread has read it.
 
         Two requests for one version read it once. The future holds the load's exception.
@@ -102,7 +105,7 @@ class Loader:
                 future.set_result(packed)
                 return future
             self._pending[digest] = future
-        self._queue.put((digest, future))
+        self._queue.put((digest, tenant, future))
         return future
 
     def forget(self, digest: str) -> None:
@@ -136,12 +139,12 @@ class Loader:
             del task
             self._notify()
 
-    def _run(self, digest: str, future: Future[Packed]) -> None:
+    def _run(self, digest: str, tenant: TenantContext, future: Future[Packed]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         started = monotonic()
         try:
-            packed = self._load(digest)
+            packed = self._load(digest, tenant)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the future
             if self._pending.get(digest) is not future:
                 _log.debug("loading version %s was given up", digest)

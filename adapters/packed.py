@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.plan import AdapterPlan
+from weft.adapters.tensors import all_finite
 
 ALIGNMENT = 16
 """Bytes at a multiple of which tensors begin, for kernels that read them in wide words."""
@@ -42,12 +43,11 @@ def pack(plan: AdapterPlan, dtype: torch.dtype, align: int, *, pin_memory: bool)
     buffer = torch.zeros(sum(sizes) // dtype.itemsize, dtype=dtype, pin_memory=pin_memory)
     data = buffer.view(torch.uint8)
     views: list[Tensor] = []
-    for (module, tensor, stored), start in zip(sources, accumulate(sizes, initial=0), strict=False):
+    for (_, tensor, stored), start in zip(sources, accumulate(sizes, initial=0), strict=False):
         view = typed_view(data, start, tensor.shape, stored)
         view.copy_(tensor)
-        if stored.is_floating_point and not torch.isfinite(view).all():
-            raise AdapterInvalid(module, f"has values that {stored} cannot hold")
         views.append(view)
+    _check_finite([module for module, *_ in sources], views, buffer)
     return Packed(plan.with_tensors(views), buffer, sizes)
 
 
@@ -55,6 +55,15 @@ def typed_view(data: Tensor, start: int, shape: Sequence[int], dtype: torch.dtyp
     """What lies in `data`, 1-D bytes, from byte `start` on, as a tensor of `shape` and `dtype`."""
     count = torch.Size(shape).numel() * dtype.itemsize
     return data[start : start + count].view(dtype).view(shape)
+
+
+def _check_finite(modules: Sequence[str], views: Sequence[Tensor], buffer: Tensor) -> None:
+    """One look at the buffer tells of all tensors of its own dtype where each value is finite."""
+    fine = all_finite(buffer)
+    for module, view in zip(modules, views, strict=True):
+        seen = fine and view.dtype == buffer.dtype
+        if not seen and not all_finite(view):
+            raise AdapterInvalid(module, f"has values that {view.dtype} cannot hold")
 
 
 def _padded(size: int, align: int) -> int:

@@ -39,6 +39,7 @@ class ResidentState:
 @dataclass(slots=True, eq=False)
 class _Want:
     digest: str
+    tenant: TenantContext
     asked: int
     load: Future[Packed] | None = None
     kept: bool = False  # also while no request waits for it
@@ -91,7 +92,7 @@ class Residency:
             return Presence.LOADING
         want = self._wanted.get(digest)
         if want is None:
-            want = self._wanted[digest] = _Want(digest, self._step)
+            want = self._wanted[digest] = _Want(digest, tenant, self._step)
             self._places.wait(want, tenant)
         want.asked = self._step
         return Presence.LOADING if want.packed is None else Presence.WAITING
@@ -273,7 +274,7 @@ class Residency:
             self._given_up.remove(want)
             self._places.leave(want)
         for want in self._places.admit():
-            want.load = self._loader.request(want.digest)
+            want.load = self._loader.request(want.digest, want.tenant)
         for want in self._in_turn():
             if want.load is None or not want.load.done():
                 continue

@@ -15,6 +15,7 @@ from weft.adapters.methods import lower
 from weft.adapters.packed import ALIGNMENT, Packed, pack
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.store import Store
+from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.adapters.tensors import read_tensors
 
 
@@ -43,8 +44,11 @@ class Versions:
         self._weights = weights or LoadedWeights(base)
         self._cards: dict[str, Card] = {}
 
-    def load(self, digest: str) -> Packed:
-        """Reads, lowers and packs a version; raises AdapterInvalid, AdapterCorrupt or OSError."""
+    def load(self, digest: str, tenant: TenantContext = NOBODY) -> Packed:
+        """Reads, lowers and packs a version; raises AdapterInvalid, AdapterCorrupt or OSError.
+
+        tenant: for whom, which makes no difference where this is no process of the loader's
+        """
         checkpoint, plan = self.read(digest)
         self._cards[digest] = self.describe(checkpoint, plan)
         return self.pack(plan)

@@ -11,6 +11,7 @@ from plans import plan, plan_bytes
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.loader import HostTier, Loader
 from weft.adapters.packed import Packed, pack
+from weft.adapters.tenancy import TenantContext
 
 WAIT = 10.0
 
@@ -25,7 +26,7 @@ class Disk:
         self.open.set()
         self.errors: dict[str, Exception] = {}
 
-    def load(self, digest: str) -> Packed:
+    def load(self, digest: str, tenant: TenantContext) -> Packed:
         self.reads[digest] += 1
         self.started.release()
         assert self.open.wait(WAIT)

@@ -266,7 +266,7 @@ def test_a_passing_failure_lasts_one_step(bench: Bench) -> None:
 def test_a_remembered_failure_holds_no_tensors(bench: Bench) -> None:
     lost: list[weakref.ref[torch.Tensor]] = []
 
-    def read(digest: str) -> Packed:
+    def read(digest: str, tenant: TenantContext) -> Packed:
         tensor = torch.zeros(1000)
         lost.append(weakref.ref(tensor))
         raise AdapterInvalid(digest, f"has {tensor.numel()} values too many")

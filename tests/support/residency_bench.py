@@ -11,6 +11,7 @@ from weft.adapters.packed import Packed, pack
 from weft.adapters.pool import Pool
 from weft.adapters.presence import Presence
 from weft.adapters.residency import Residency
+from weft.adapters.tenancy import NOBODY, TenantContext
 
 ALL = 1 << 30
 SIZE = plan_bytes()
@@ -31,7 +32,7 @@ class Desk(Loader):
         self._open = threading.Event()
         self._asked: list[Future[Packed]] = []
 
-    def read(self, digest: str) -> Packed:
+    def read(self, digest: str, tenant: TenantContext) -> Packed:
         self.begun.release()
         assert self._open.wait(WAIT)
         self.reads.append(digest)
@@ -41,9 +42,9 @@ class Desk(Loader):
         made = plan(digest, self.ranks.get(digest, 4), modules)
         return pack(made, torch.float32, 16, pin_memory=False)
 
-    def request(self, digest: str) -> Future[Packed]:
+    def request(self, digest: str, tenant: TenantContext = NOBODY) -> Future[Packed]:
         self.requested.append(digest)
-        self._asked.append(super().request(digest))
+        self._asked.append(super().request(digest, tenant))
         return self._asked[-1]
 
     def serve(self) -> None:

@@ -20,6 +20,7 @@ from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
 from weft.adapters.header import WEIGHTS_NAME
 from weft.adapters.packed import Packed
 from weft.adapters.plan_outline import tensor_outline
+from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.server.engine.loader.channel import Channel
 from weft.server.engine.loader.launch import Loading, launch_process
 from weft.server.engine.loader.messages import (
@@ -79,9 +80,12 @@ class LoaderProcess:
         """Of the process that loads are forked from, if there is one."""
         return self._processes.pid
 
-    def load(self, digest: str) -> Packed:
-        """Loads a version; raises AdapterInvalid, AdapterCorrupt or LoadFailed."""
-        with self._started(digest) as channel:
+    def load(self, digest: str, tenant: TenantContext = NOBODY) -> Packed:
+        """Loads a version; raises AdapterInvalid, AdapterCorrupt or LoadFailed.
+
+        tenant: for whom; a tenant's loads may follow each other in one process
+        """
+        with self._started(digest, _account(tenant)) as channel:
             try:
                 return self._follow(digest, channel)
             except AdapterInvalid:
@@ -116,12 +120,12 @@ class LoaderProcess:
     # ---- one load
 
     @contextlib.contextmanager
-    def _started(self, digest: str) -> Iterator[Channel[Answer]]:
+    def _started(self, digest: str, account: str) -> Iterator[Channel[Answer]]:
         near, far = socket.socketpair()
         near.settimeout(self.config.wall_seconds + _START_SECONDS)
         with Channel[Answer](near, Answer) as channel:
             with far:
-                self._processes.order(LoadVersion(digest), far.fileno())
+                self._processes.order(LoadVersion(digest, account), far.fileno())
             with self._lock:
                 self._open[channel] = digest
             try:
@@ -249,6 +253,11 @@ class _Processes:
         self._died_young = self._died_young + 1 if lived < _SHORT_LIFE else 1
         self._pause = min(2.0 ** (self._died_young - 2), _LONGEST_PAUSE) - 0.5
         self._since = time.monotonic()
+
+
+def _account(tenant: TenantContext) -> str:
+    """Empty for the server's own loads: nobody has proved yet what an upload is."""
+    return tenant.account if tenant.account[:1].isalnum() else ""
 
 
 def _refusal(refused: Refused, digest: str) -> Exception:

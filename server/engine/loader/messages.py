@@ -41,9 +41,13 @@ class LoaderConfig(Message, frozen=True, kw_only=True):
 
 
 class LoadVersion(Message, frozen=True):
-    """Loads a stored version; with it comes the socket on which all about it is said."""
+    """Loads a stored version; with it comes the socket on which all about it is said.
+
+    account: whose loads may follow each other in one process; empty: it gets one of its own
+    """
 
     digest: str
+    account: str = ""
 
 
 # ---- loader → engine, over the socket of one load

@@ -1,7 +1,7 @@
-"""The loader process: forks a process of its own for each load, and says how those ended.
+"""The loader process: forks processes for loads, hands orders to them, and says how they ended.
 
 It stays as small as it began: one thread, no model, nothing of any upload. So a load begins in
-milliseconds, with nothing left over from another one.
+milliseconds, with nothing left over from one of anybody else.
 """
 
 import contextlib
@@ -9,14 +9,16 @@ import os
 import selectors
 import socket
 import sys
-import threading
-import traceback
 from dataclasses import dataclass, field
+from time import monotonic
 
 from weft.adapters import confinement
-from weft.server.engine.loader import job
+from weft.server.engine.loader import worker
 from weft.server.engine.loader.channel import Channel
 from weft.server.engine.loader.messages import Ended, LoaderConfig, LoadVersion, Order, Told
+
+IDLE_SECONDS = 10.0
+MOST_IDLE = 4
 
 
 def serve(sock: socket.socket) -> None:
@@ -27,74 +29,114 @@ def serve(sock: socket.socket) -> None:
     orders: Channel[Order] = Channel(sock, Order)
     config, _ = orders.receive()
     if isinstance(config, LoaderConfig):
-        _Loads(config, orders).serve()
+        _Workers(config, orders).serve()
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process that loads for one account; empty: one load only.
+
+    end: a descriptor that becomes readable when it ends   sock: to it
+    load: on which all about its load under way is said
+    """
+
+    account: str
+    pid: int
+    end: int
+    sock: socket.socket
+    load: Channel[Told] | None = None
 
 
 @dataclass
-class _Loads:
-    """Loads under way, by a descriptor that becomes readable when their process ends."""
+class _Workers:
+    """The processes that load, and since when those that could load more have nothing to do."""
 
     config: LoaderConfig
     orders: Channel[Order]
+    alive: set[_Worker] = field(default_factory=set)
+    idle: dict[_Worker, float] = field(default_factory=dict)
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def serve(self) -> None:
+        """Returns when there are no more orders."""
         self.selector.register(self.orders, selectors.EVENT_READ)
         while True:
-            for key, _ in self.selector.select():
-                if key.data is not None:
-                    self._finish(key.fd, *key.data)
-                elif not self._begin():
-                    return
+            for key, _ in self.selector.select(self._patience()):
+                one = key.data
+                if one is None:
+                    if not self._begin():
+                        return
+                elif one in self.alive and key.fd == one.end:
+                    self._bury(one)
+                elif one.sock.fileno() >= 0:
+                    self._rest(one)
+            while self.idle and self._patience() == 0:
+                self._dismiss(next(iter(self.idle)))
+
+    def _patience(self) -> float | None:
+        """Seconds until the process that is idle longest has to go."""
+        since = next(iter(self.idle.values()), None)
+        return None if since is None else max(0.0, since + IDLE_SECONDS - monotonic())
 
     def _begin(self) -> bool:
-        """Forks a process for the next order; returns False where there are no more."""
+        """Gives the next order to a process; returns False where there are no more."""
         order, file = self.orders.receive()
         if not isinstance(order, LoadVersion) or file is None:
             return False
-        channel: Channel[Told] = Channel(socket.socket(fileno=file), Told)
-        pid = os.fork()
-        if not pid:
-            _run(order.digest, self.config, channel)
-        end = os.pidfd_open(pid)
-        self.selector.register(end, selectors.EVENT_READ, (pid, channel))
+        one = next((w for w in self.idle if w.account == order.account), None)
+        if one is None:
+            one = self._fork(order.account)
+        self.idle.pop(one, None)
+        one.load = Channel(socket.socket(fileno=file), Told)
+        with contextlib.suppress(OSError):  # it has ended, and what that means is told by `_bury`
+            Channel[Order](one.sock, Order).send(order, file)
         return True
 
-    def _finish(self, end: int, pid: int, channel: Channel[Told]) -> None:
-        self.selector.unregister(end)
-        os.close(end)
-        _, status = os.waitpid(pid, 0)
-        with channel:
+    def _fork(self, account: str) -> _Worker:
+        near, far = socket.socketpair()
+        pid = os.fork()
+        if not pid:
+            worker.run(self.config, far)
+        far.close()
+        one = _Worker(account, pid, os.pidfd_open(pid), near)
+        for file in (one.end, one.sock):
+            self.selector.register(file, selectors.EVENT_READ, one)
+        self.alive.add(one)
+        return one
+
+    def _rest(self, one: _Worker) -> None:
+        """A load is over, and its process could do another one; or it closed its end."""
+        said = one.sock.recv(1)
+        if said and one.load is not None:
+            one.load.close()
+            one.load = None
+            self.idle[one] = monotonic()
+        if not said or not one.account:
+            self._dismiss(one)
+        elif len(self.idle) > MOST_IDLE:
+            self._dismiss(next(iter(self.idle)))
+
+    def _dismiss(self, one: _Worker) -> None:
+        """Lets a process end, which takes its time."""
+        self.idle.pop(one, None)
+        self.selector.unregister(one.sock)
+        one.sock.close()
+
+    def _bury(self, one: _Worker) -> None:
+        """Takes notice of a process that has ended."""
+        self.selector.unregister(one.end)
+        os.close(one.end)
+        if one.sock.fileno() >= 0:
+            self._dismiss(one)
+        self.alive.discard(one)
+        _, status = os.waitpid(one.pid, 0)
+        if one.load is None:
+            return
+        with one.load as channel:
             if status:
                 code = os.waitstatus_to_exitcode(status)
                 with contextlib.suppress(OSError):  # the engine gave the load up
                     channel.send(Ended(max(-code, 0), max(code, 0)))
-
-
-def _run(digest: str, config: LoaderConfig, channel: Channel[Told]) -> None:
-    """The forked process, from its beginning to its end."""
-    code = 1
-    try:
-        confinement.keep_only(channel.fileno())
-        confinement.end_with_parent()
-        confinement.name_process("weft-load")
-        threading.Thread(target=_end_with, args=(channel,), daemon=True).start()
-        confinement.limit(config.memory, config.seconds, config.wall_seconds)
-        job.run(digest, config, channel)
-        code = 0
-    except ConnectionError:
-        pass  # the engine gave the load up
-    except BaseException:  # noqa: BLE001 - whatever it is, this process ends here
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _end_with(channel: Channel[Told]) -> None:
-    """Ends this process once the engine wants no answer any more."""
-    channel.wait_for_end()
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -4,86 +4,25 @@ it is more than one failed load."""
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from adapter_files import edit_tensors, write_adapter
+from loading_place import LORA, MIB, Place, assert_loads, has_ended, load_under_way, loads_under_way
 from peft_adapters import save_lora
 from peft_methods import save_method
-from processes import children
-from tiny_models import save_tiny, tiny_model
-from torch import Tensor
+from tiny_models import tiny_model
 
 from weft.adapters.base import BaseModules
-from weft.adapters.base_outline import BaseOutline
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
-from weft.adapters.store import Store
 from weft.server.engine.loader.client import LoaderProcess
 from weft.server.engine.loader.launch import Loading, launch_process
-from weft.server.engine.loader.messages import LoaderConfig
 from weft.server.engine.versions import Versions
 
-MIB = 1 << 20
-LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 METHODS = ("hra", "osf", "oft", "shira", "lokr", "ia3", "saved modules are no targets")
-
-
-class HookedBase(BaseModules):
-    """A base that does what a test says whenever it is asked for a value."""
-
-    def __init__(self, base: BaseModules) -> None:
-        parts = {name: value for name, value in vars(base).items() if not name.startswith("_")}
-        super().__init__(base, **parts | {"parameter": self._read})
-        self.inner = base
-        self.hook: Callable[[], None] = lambda: None
-
-    def _read(self, module: str, name: str) -> Tensor:
-        self.hook()
-        return self.inner.parameter(module, name)
-
-
-class Place:
-    """A base's files, a store, and loaders of one for the other."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.model = save_tiny("llama", root / "llama")
-        self.base = HookedBase(BaseModules.of(tiny_model("llama")))
-        self.store = Store(root / "store")
-        self.versions = Versions(self.store, self.base.inner, ("llama",), torch.float32)
-
-    def loader(
-        self, *, seconds: int = 60, launch: Callable[[], Loading] = launch_process
-    ) -> LoaderProcess:
-        config = LoaderConfig(
-            store=str(self.store.root),
-            model=str(self.model),
-            base_names=("llama",),
-            base=BaseOutline.of(self.base),
-            dtype="float32",
-            memory=256 * MIB,
-            seconds=seconds,
-        )
-        return LoaderProcess(config, self.base, launch=launch)
-
-    @contextmanager
-    def hooked(self, hook: Callable[[], None]) -> Iterator[None]:
-        """Calls `hook` whenever a load needs a value of the base."""
-        self.base.hook = hook
-        try:
-            yield
-        finally:
-            self.base.hook = lambda: None
-
-    def put(self, name: str, save: Callable[[Path], Path]) -> str:
-        return self.store.put(save(self.root / name))
-
-    def lora(self, name: str, **fields: object) -> str:
-        return self.put(name, lambda path: save_lora(path, "llama", **(LORA | fields)))
 
 
 @pytest.fixture(scope="module")
@@ -108,30 +47,6 @@ def good(place: Place) -> str:
 def asking(place: Place) -> str:
     """A version whose load needs values of the base."""
     return place.lora("dora", use_dora=True)
-
-
-def assert_loads(loader: LoaderProcess, digest: str) -> None:
-    assert loader.load(digest).plan.digest == digest
-
-
-def load_under_way(loader: LoaderProcess) -> int:
-    """The process of the only load that is under way."""
-    (child,) = loads_under_way(loader)
-    return child
-
-
-def loads_under_way(loader: LoaderProcess) -> list[int]:
-    assert loader.pid is not None
-    return [pid for pid in children(loader.pid) if not has_ended(pid)]
-
-
-def has_ended(pid: int) -> bool:
-    """Whether it is gone, or only its parent has still to take notice of that."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state == "Z"
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "olora", *METHODS])

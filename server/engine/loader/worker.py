@@ -1,0 +1,91 @@
+"""A process that loads versions for one account, one after the other, as long as they take little.
+
+To begin and to end costs such a process several times what most loads cost: pages of its parent
+that it writes to are copied, all others are listed for it.
+"""
+
+import contextlib
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from weft.adapters import confinement
+from weft.server.engine.loader import job
+from weft.server.engine.loader.channel import Channel
+from weft.server.engine.loader.messages import LoaderConfig, LoadVersion, Order, Told
+
+IDLE = b"."
+"""What it says after each load that another may follow."""
+_SMALL_PART = 0.1
+
+
+def run(config: LoaderConfig, sock: socket.socket) -> NoReturn:
+    """The forked process, from its beginning to its end; `sock` brings its orders."""
+    gc.freeze()  # what its parent made is not looked at: looking would copy it
+    code = 1
+    try:
+        confinement.keep_only(sock.fileno())
+        confinement.end_with_parent()
+        confinement.name_process("weft-load")
+        confinement.limit(config.memory, config.seconds, config.wall_seconds)
+        _serve(config, sock)
+        code = 0
+    except ConnectionError:
+        pass  # the engine gave the load up
+    except BaseException:  # noqa: BLE001 - whatever it is, this process ends here
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _serve(config: LoaderConfig, sock: socket.socket) -> None:
+    """Loads what is ordered; ends where there is no more, or one load more might find too little.
+
+    Limits are those of a process: the next load has nine tenths of them at least.
+    """
+    orders: Channel[Order] = Channel(sock, Order)
+    while True:
+        order, file = orders.receive()
+        if not isinstance(order, LoadVersion) or file is None:
+            return
+        _load(order.digest, config, Channel(socket.socket(fileno=file), Told))
+        if not _took_little(config):
+            return
+        sock.sendall(IDLE)
+
+
+def _load(digest: str, config: LoaderConfig, channel: Channel[Told]) -> None:
+    done = threading.Event()
+    signal.setitimer(signal.ITIMER_REAL, config.wall_seconds)
+    threading.Thread(target=_end_with, args=(channel, done), daemon=True).start()
+    with channel:
+        job.run(digest, config, channel)
+        done.set()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _end_with(channel: Channel[Told], done: threading.Event) -> None:
+    """Ends this process once the engine wants no answer any more."""
+    with contextlib.suppress(ValueError):  # it is over already
+        channel.wait_for_end()
+    if not done.is_set():
+        os._exit(0)
+
+
+def _took_little(config: LoaderConfig) -> bool:
+    """Of processor time, and of the memory that it still has."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    room = resource.getrlimit(resource.RLIMIT_AS)[0] - pages * resource.getpagesize()
+    return (
+        usage.ru_utime + usage.ru_stime <= _SMALL_PART * config.seconds
+        and room >= (1 - _SMALL_PART) * config.memory
+    )
