@@ -38,7 +38,7 @@ from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)
 SLOTS = 1024
-_THREADS = 2  # beside the one that loads the model: one reads files, one tests
+_THREADS = 3  # beside the one that loads: to read files, to test, and to pack layers
 _DIGEST_CACHE = "base_digest.json"
 _DEFAULT_BUDGET = {"cpu": 512, "cuda": 2048}
 _ADAPTER_SHARE = 0.1
@@ -236,7 +236,7 @@ def _assemble(
     )
     progress("self-test", 0, 2)
     reference = beside.reference(model, test, source)
-    pack_linears(model)
+    pack_linears(model, beside.threads)
     base = BaseModules.of(model, spec.refused, spec.shapes)
     with _memory("the adapters: lower --adapter-memory"):
         values = _arena(wanted, source)

@@ -1,5 +1,7 @@
 """Packed layers compute what plain ones do, and give way where they would not."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -8,10 +10,14 @@ from torch import nn
 from weft.server.engine import hardware
 from weft.server.engine.packed_linear import PackedLinear, pack_linears
 
-
 with_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN computes no bfloat16 here"
 )
+
+
+def packed(model: nn.Module) -> int:
+    with ThreadPoolExecutor(2) as threads:
+        return pack_linears(model, threads)
 
 
 def layers(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -29,7 +35,7 @@ def test_bit_for_bit_the_same(rows: int) -> None:
     x = torch.randn(1, rows, 1024, dtype=torch.bfloat16)
     hidden = model[0](x)
     expected = model[1](hidden)
-    assert pack_linears(model) == 2
+    assert packed(model) == 2
     assert [type(module) for module in model] == [PackedLinear, PackedLinear, nn.Linear]
     assert torch.equal(model[0](x), hidden)
     assert torch.equal(model[1](hidden), expected)
@@ -38,7 +44,7 @@ def test_bit_for_bit_the_same(rows: int) -> None:
 def test_the_weight_stays_readable_and_shared() -> None:
     model = layers()
     weight, count = model[0].weight, sum(p.numel() for p in model.parameters())
-    pack_linears(model)
+    packed(model)
     assert model[0].weight is weight
     assert isinstance(model[0], nn.Linear)
     assert sum(p.numel() for p in model.parameters()) == count
@@ -46,7 +52,7 @@ def test_the_weight_stays_readable_and_shared() -> None:
 
 def test_a_weight_put_in_its_place_is_used() -> None:
     model = layers()
-    pack_linears(model)
+    packed(model)
     other = nn.Parameter(torch.randn_like(model[0].weight), requires_grad=False)
     model[0].weight = other
     x = torch.randn(3, 1024)
@@ -59,18 +65,18 @@ def test_in_float32_the_same_but_for_rounding(rows: int) -> None:
     x = torch.randn(1, rows, 1024)
     hidden = model[0](x)
     expected = model[1](hidden)
-    assert pack_linears(model) == 2
+    assert packed(model) == 2
     torch.testing.assert_close(model[0](x), hidden, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(model[1](hidden), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_other_dtypes_stay_as_they_are() -> None:
-    assert pack_linears(layers(torch.float16)) == 0
+    assert packed(layers(torch.float16)) == 0
 
 
 def test_nothing_is_packed_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "free_memory", lambda device: 6 << 20)
-    assert pack_linears(layers()) == 0
+    assert packed(layers()) == 0
 
 
 def test_nothing_is_packed_where_the_operators_differ(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +84,7 @@ def test_nothing_is_packed_where_the_operators_differ(monkeypatch: pytest.Monkey
         return F.linear(x, self.weight, self.bias) + 0.001
 
     monkeypatch.setattr(PackedLinear, "forward", wrong)
-    assert pack_linears(layers()) == 0
+    assert packed(layers()) == 0
 
 
 def test_nothing_is_packed_where_torch_has_no_such_operators(
@@ -88,4 +94,4 @@ def test_nothing_is_packed_where_torch_has_no_such_operators(
         raise AttributeError("no operator")
 
     monkeypatch.setattr(PackedLinear, "__init__", missing)
-    assert pack_linears(layers()) == 0
+    assert packed(layers()) == 0
