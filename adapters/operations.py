@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from weft.kernels.bottleneck import Network, Tap
+from weft.kernels.dense import CompressedRows
 
 _NO_EFFECT = 1e-6
 
@@ -204,6 +205,11 @@ class Sparse(Operation):
     starts: Tensor
     columns: Tensor
     values: Tensor
+
+    @property
+    def entry(self) -> CompressedRows:
+        """The matrix."""
+        return CompressedRows(self.starts, self.columns, self.values)
 
     def has_effect(self) -> bool:
         """Whether a value is not 0."""

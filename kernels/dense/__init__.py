@@ -7,6 +7,7 @@ Knows no requests or names. Their memory and time are those of a whole layer for
 from torch import Tensor
 
 from weft.kernels.dense import reference
+from weft.kernels.dense.compressed_rows import CompressedRows
 from weft.kernels.segments import Segments
 from weft.kernels.slot_table import SlotTable
 
@@ -14,10 +15,6 @@ __all__ = ["CompressedRows", "Factors", "Matrix", "dense_add_", "kronecker_add_"
 
 Matrix = tuple[Tensor]
 """`[out_features, in_features]`."""
-
-CompressedRows = tuple[Tensor, Tensor, Tensor]
-"""A sparse `[out_features, in_features]`: where each row starts in the other two (int32
-`[out_features + 1]`), the columns (int32), ascending within a row, and the values."""
 
 Factors = tuple[Tensor, Tensor]
 """`[a, c]` and `[b, d]` with a · b = out_features and c · d = in_features."""

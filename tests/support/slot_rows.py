@@ -23,7 +23,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def table_of(make: Callable[[int], tuple[Tensor, ...]]) -> SlotTable[Any]:
+def table_of(make: Callable[[int], Any]) -> SlotTable[Any]:
     """A table whose entries are `make(slot)`."""
     table: SlotTable[Any] = SlotTable()
     for slot in WITH_ENTRY:
