@@ -21,7 +21,11 @@ class Files:
         while missing and missing[-1].is_dir():
             missing.pop()
         for folder in reversed(missing):
-            self.make_folder(folder)
+            try:
+                self.make_folder(folder)
+            except FileExistsError:  # another thread was faster, but may not have synced it yet
+                if not folder.is_dir():
+                    raise
             self.sync_folder(folder.parent)
 
     def create(self, path: Path) -> BinaryIO:

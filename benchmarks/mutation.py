@@ -2,7 +2,7 @@
 
     python benchmarks/mutation.py [AREA or MODULE …] [--each 20] [--seed 1]
 
-Each area is a few modules and their own tests. Of each module, `--each` changes are drawn at random
+Each area is a few modules, each with its own tests. Of each, `--each` changes are drawn at random
 and tested one after another, in a copy of the checkout; a change is found when a test fails. What
 no test noticed is printed, and is in results/mutation.json, beside other modules' latest results.
 """
@@ -19,7 +19,6 @@ import tempfile
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,92 +38,64 @@ PATIENCE = 5.0
 """A change that makes the tests run so many times as long is found: it hangs."""
 
 
-@dataclass(frozen=True)
-class Area:
-    """modules: without `.py`   tests: the quick ones first"""
-
-    modules: tuple[str, ...]
-    tests: tuple[str, ...]
+def _adapters(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/adapters/test_{name}.py" for name in names)
 
 
+def _engine(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/server/engine/test_{name}.py" for name in names)
+
+
+def _server(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/server/test_{name}.py" for name in names)
+
+
+# Of each area the modules, without `.py`, and each one's own tests.
 AREAS = {
-    "registry": Area(
-        (
-            "adapters/registry",
-            "adapters/catalogue",
-            "adapters/directory",
-            "adapters/ledger",
-            "adapters/custody",
-            "adapters/holds",
-            "adapters/retention",
-            "adapters/aliases",
-            "adapters/alias",
-            "adapters/database",
-            "adapters/store",
-        ),
-        (
-            "tests/adapters/test_holds.py",
-            "tests/adapters/test_retention.py",
-            "tests/adapters/test_registry.py",
-            "tests/adapters/test_aliases.py",
-            "tests/adapters/test_store.py",
-            "tests/adapters/test_database.py",
-            "tests/adapters/test_alias.py",
-            "tests/adapters/test_registry_restarts.py",
-            "tests/adapters/test_registry_histories.py",
-            "tests/adapters/test_failing_disk.py",
-        ),
-    ),
-    "pages": Area(
-        (
-            "server/engine/pages",
-            "server/engine/page_tables",
-            "server/engine/prefix_cache",
-        ),
-        (
-            "tests/server/engine/test_page_tables.py",
-            "tests/server/engine/test_prefix_cache.py",
-            "tests/server/engine/test_pages.py",
-            "tests/server/engine/test_claims.py",
-            "tests/server/engine/test_scheduler_pages.py",
-            "tests/server/engine/test_probes.py",
-        ),
-    ),
-    "admission": Area(
-        ("server/admission", "server/quotas", "server/access", "server/holdings"),
-        (
-            "tests/server/test_admission.py",
-            "tests/server/test_quotas.py",
-            "tests/server/test_access.py",
-            "tests/server/test_holdings.py",
-        ),
-    ),
-    "slots": Area(
-        ("adapters/pool", "adapters/places", "server/engine/gate", "kernels/slot_table"),
-        (
-            "tests/kernels/test_slot_table.py",
-            "tests/adapters/test_pool.py",
-            "tests/adapters/test_places.py",
-            "tests/server/engine/test_gate.py",
-            "tests/server/engine/test_scheduler_adapters.py",
-            "tests/adapters/test_residency.py",
-        ),
-    ),
+    "registry": {
+        "adapters/registry": _adapters("registry", "aliases", "registry_restarts"),
+        "adapters/catalogue": _adapters("registry", "aliases", "registry_histories"),
+        "adapters/directory": _adapters("registry", "aliases"),
+        "adapters/ledger": _adapters("registry", "registry_restarts", "registry_histories"),
+        "adapters/custody": _adapters("registry", "registry_restarts", "registry_histories"),
+        "adapters/holds": _adapters("holds", "registry"),
+        "adapters/retention": _adapters("retention", "aliases"),
+        "adapters/aliases": _adapters("aliases"),
+        "adapters/alias": _adapters("aliases", "alias"),
+        "adapters/database": _adapters("database", "registry_restarts"),
+        "adapters/store": _adapters("store", "registry_restarts"),
+    },
+    "pages": {
+        "server/engine/pages": _engine("pages", "page_tables"),
+        "server/engine/page_tables": _engine("page_tables", "prefix_cache", "claims"),
+        "server/engine/prefix_cache": _engine("prefix_cache", "page_tables", "scheduler_adapters"),
+    },
+    "admission": {
+        "server/admission": _server("admission"),
+        "server/quotas": _server("quotas", "admission"),
+        "server/access": _server("access"),
+        "server/holdings": _server("holdings"),
+        "server/arrivals": _server("holdings"),
+    },
+    "slots": {
+        "adapters/pool": _adapters("pool", "residency"),
+        "adapters/places": _adapters("places", "residency"),
+        "server/engine/gate": _engine("gate", "scheduler_adapters"),
+        "kernels/slot_table": ("tests/kernels/test_slot_table.py",),
+    },
 }
 
 
 class Tests:
-    """An area's tests in a copy of the checkout, each run in a process forked from this one."""
+    """A module's tests in a copy of the checkout, each run in a process forked from this one."""
 
-    def __init__(self, area: Area, copy: Path) -> None:
+    def __init__(self, tests: tuple[str, ...], copy: Path) -> None:
         self._copy = copy
-        # Once for the caches, once for the time.
-        self._tests = area.tests
+        self._tests = tests
+        began = time.monotonic()
         if self._run(600) != 0:
             told = (copy / OUTPUT).read_text()[-4000:]
             raise SystemExit(f"{told}\nThese tests must pass without any change.")
-        began = time.monotonic()
-        self._run(600)
         self._seconds = 10 + PATIENCE * (time.monotonic() - began)
 
     def notice(self, module: str, mutant: Mutant) -> bool:
@@ -201,7 +172,7 @@ def keep(module: str, found: dict[str, Any]) -> None:
     modules[module] = found
     areas = {}
     for name, area in AREAS.items():
-        of_area = [modules[module] for module in area.modules if module in modules]
+        of_area = [modules[module] for module in area if module in modules]
         changes = sum(module["changes"] for module in of_area)
         missed = sum(len(module["not_found"]) for module in of_area)
         if changes:
@@ -213,25 +184,23 @@ def keep(module: str, found: dict[str, Any]) -> None:
 def main() -> None:
     """Runs the areas or modules that were named."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    everything = {module for area in AREAS.values() for module in area.modules}
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(AREAS)}; a module")
     parser.add_argument("--each", type=int, default=20, help="changes of each module (20)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     wanted = set(options.names) or set(AREAS)
-    if unknown := wanted - everything - AREAS.keys():
+    tests = {module: found for area in AREAS.values() for module, found in area.items()}
+    if unknown := wanted - tests.keys() - AREAS.keys():
         parser.error(f"{', '.join(sorted(unknown))}: neither an area nor a module of one")
+    chosen = [m for name, area in AREAS.items() for m in area if wanted & {name, m}]
     for module in PRELOADED:
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder))
-        for name, area in AREAS.items():
-            modules = [m for m in area.modules if m in wanted or name in wanted]
-            tests = Tests(area, copy) if modules else None
-            for module in modules:
-                source = (copy / f"{module}.py").read_text()
-                assert tests is not None
-                keep(module, tried(module, tests, options.each, options.seed, source))
+        for module in chosen:
+            source = (copy / f"{module}.py").read_text()
+            found = Tests(tests[module], copy)
+            keep(module, tried(module, found, options.each, options.seed, source))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from stored_adapters import (
 
 from weft.adapters.checkpoint import read_checkpoint
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, StorageFull
+from weft.adapters.files import Files
 from weft.adapters.store import Store
 
 
@@ -252,3 +253,19 @@ def test_many_threads_store_the_same_and_different_versions(store: Store) -> Non
     assert store.digests() == set(digests)
     assert len(store.digests()) == 3
     assert not any(path.startswith(".") for path in files_under(store.root))
+
+
+class Raced(Files):
+    """Another thread is faster, whatever is made."""
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir()
+        super().make_folder(path)
+
+
+def test_folders_that_another_thread_makes_are_no_error(tmp_path: Path) -> None:
+    Raced().make_folders(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        Files().make_folders(tmp_path / "file")

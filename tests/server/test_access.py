@@ -9,7 +9,7 @@ import pytest
 from api_server import Api, api
 from tenants_files import key_table
 
-from weft.server.access import ROUTES, route_of
+from weft.server.access import ROUTES, refusal, route_of
 from weft.server.policy import Role
 
 KEYS = {role: f"key-{role.name.lower()}" for role in Role}
@@ -137,3 +137,14 @@ async def test_an_admin_that_a_proxy_names_a_tenant_for_is_no_admin(tmp_path: Pa
             for named in ("default", "acme"):
                 answer = await client.get("/metrics", headers={"X-Tenant": named})
                 assert answer.status_code == 403
+
+
+def test_of_what_was_sent_a_part_is_repeated_at_most() -> None:
+    method, path = "M" * 40, "/" + "p" * 300
+    for error, shown in (
+        (refusal(method, path), ("M" * 16, path[:128])),
+        (refusal(method, "/v1/models"), ("M" * 16,)),
+    ):
+        message = str(error.body("r")["error"]["message"])
+        assert all(part in message for part in shown)
+        assert not any(part + part[-1] in message for part in shown)

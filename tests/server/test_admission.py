@@ -183,6 +183,9 @@ async def test_charged_tokens_that_were_not_used_are_given_back() -> None:
         async with visit.turn(60):
             pass
         visit.used = 60
+    with admission.admit(ACME, 1) as visit, pytest.raises(ApiError, match="rate_limit"):
+        async with visit.turn(1):
+            pass
 
 
 QUOTAS = f"""

@@ -103,6 +103,11 @@ def test_what_no_minute_allows_is_a_400() -> None:
     assert caught.value.param == "max_tokens"
 
 
+async def test_work_that_can_wait_does_not_wait_where_there_is_no_quota() -> None:
+    async with asyncio.timeout(10):
+        await account(Quotas()).pay(10**12)
+
+
 async def settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)

@@ -210,3 +210,35 @@ def test_room_behind_a_sequence_is_taken_of_spare_pages(
     assert tables.stretch(seq, positions) == found
     assert len(seq.pages) == taken
     assert tables.check([seq]) == ()
+
+
+def test_all_pages_can_be_taken_back_at_once() -> None:
+    """And nothing is found in them afterwards; whose they are stays as it was."""
+    tables = PageTables(33, 4, ROOT)
+    tables.reserve(tables.parts([MINE]))
+    before = tables.reserved
+    for number, tenant in enumerate(("mine", "theirs")):
+        seq = running(number, list(PROMPT), tenant)
+        assert tables.admit(seq)
+        seq.computed = seq.length - 1
+        tables.publish(seq)
+    tables.clear()
+    assert (tables.free, tables.cached, tables.referenced) == (32, 0, {})
+    assert tables.reserved == before
+    assert tables.check([]) == ()
+    again = running(2, list(PROMPT), "theirs")
+    assert tables.admit(again)
+    assert (again.published, again.computed) == (0, 0)
+    tables.publish(again)
+    assert tables.check([again]) == ()
+
+
+def test_what_was_found_is_published_already_and_counted_once() -> None:
+    tables = PageTables(33, 4, ROOT)
+    first, second = running(0, list(PROMPT)), running(1, [*PROMPT, 99])
+    assert tables.admit(first)
+    first.computed = first.length - 1
+    tables.publish(first)
+    assert tables.admit(second)
+    assert (second.published, second.computed) == (3, 12)
+    assert (tables.prefix_queries, tables.prefix_hits) == (33, 12)
