@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from time import monotonic
 
+import torch
+
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
 from weft.adapters.packed import Packed
 from weft.adapters.tenancy import NOBODY, TenantContext
@@ -134,6 +136,9 @@ class Loader:
             thread.join()
 
     def _work(self) -> None:
+        # Where threads have more helpers together than there are cores, OpenMP's sleep between any
+        # two products, the engine's as well: a small one then takes twenty times as long.
+        torch.set_num_threads(1)
         while (task := self._queue.get()) is not None:
             self._run(*task)
             del task

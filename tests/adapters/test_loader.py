@@ -170,3 +170,22 @@ def test_host_tier_counts_what_it_keeps() -> None:
     tier.put("d", pack(plan("d", rank=8), torch.float32, 16, pin_memory=False))
     assert tier.sizes() == {"b": plan_bytes(), "d": plan_bytes(8)}
     assert tier.used == 3 * plan_bytes()
+
+
+def test_a_load_computes_with_one_thread_and_its_caller_with_as_many_as_before() -> None:
+    seen: list[int] = []
+
+    class Counting(Disk):
+        def load(self, digest: str, tenant: TenantContext) -> Packed:
+            seen.append(torch.get_num_threads())
+            return super().load(digest, tenant)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with loader(Counting()) as it:
+            it.request("a").result(WAIT)
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
