@@ -132,6 +132,36 @@ def swap_in() -> str:
     return table("python benchmarks/swap_in.py", found, head, rows)
 
 
+def engine() -> str:
+    """Steps of one and of the most rows that decode, beside their floors."""
+    found = results("engine")
+    rows = []
+    for model in found["models"].values():
+        threads = str(model["machine"]["torch_threads"])
+        name = f"{MODELS[model['model']].partition(', ')[0]}, {model['dtype']}"
+        most = max(case["rows"] for case in model["cases"])
+        for case in model["cases"]:
+            wanted = case["rows"] in (1, most) and case["adapters"] in (0, 1, most)
+            if not wanted or case["ranks"] not in ([], [16]):
+                continue
+            idle = case.get("idle_to_bare")
+            rows.append(
+                (
+                    *(name, threads, str(case["rows"]), str(case["adapters"])),
+                    f"{1e3 * case['step']:,.1f}",
+                    *(f"{case['step'] / case[floor]:.2f}" for floor in ("floor", "products")),
+                    *(f"{case[key]:.2f}" for key in ("to_base", "floor_to_base")),
+                    *(f"{case['own']:.1%}", "" if idle is None else f"{idle:.3f}"),
+                )
+            )
+            name = threads = ""
+    floors = "to bytes", "to products", "to base", "the floor's"
+    head = ("base", "threads", "rows", "adapters", "step (ms)", *floors, "own", "idle to bare")
+    machine = found["machine"] | {"torch_threads": None}
+    told = conditions("python benchmarks/engine.py --ranks 16", machine)
+    return f"{told}\n\n{markdown(head, rows)}"
+
+
 def kernels() -> str:
     """One linear map's additions and attention, in the dtype that servers use."""
     found = results("kernels")
@@ -160,9 +190,9 @@ def kernels() -> str:
     return table("python benchmarks/kernel_speed.py", found, ("kernel", "|problem", *columns), rows)
 
 
-def rivals() -> str:
+def rivals(file: str, options: str) -> str:
     """Tokens per second of weft and others, by mix: median, and least to most."""
-    found = results("rivals")
+    found = results(file)
 
     def cell(mix: Results) -> str:
         if "not_served" in mix:
@@ -176,7 +206,7 @@ def rivals() -> str:
     floors = found["floor_tokens_per_second"]
     rows.append(("the floor allows", *(f"{floor:.0f}" for floor in floors.values())))
     command = "python benchmarks/rivals.py --vllm PYTHON --repeats 2 --long 60"
-    return table(command, found, ("tokens/s", *floors), rows)
+    return table(command + options, found, ("tokens/s", *floors), rows)
 
 
 def methods() -> str:
@@ -192,13 +222,14 @@ def methods() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "smoke": smoke,
-    "rivals": rivals,
+    "rivals": partial(rivals, "rivals", ""),
     "startup": startup,
     "loads": loads,
     "serving": partial(serving, "serving", "s-lora*;cold;prefix*"),
     "punica": partial(serving, "serving-punica", "punica*"),
     "registered": registered,
     "swap_in": swap_in,
+    "engine": engine,
     "kernels": kernels,
 }
 
@@ -239,7 +270,7 @@ def conditions(command: str, machine: Results) -> str:
     threads = machine["torch_threads"]
     device = machine["gpu"] or f"{machine['cores']} cores of an {_processor(machine)}"
     torch = machine["packages"]["torch"]
-    cpu = "" if machine["gpu"] else f", {threads} torch thread{'s' * (threads > 1)}"
+    cpu = "" if machine["gpu"] or not threads else f", {threads} torch thread{'s' * (threads > 1)}"
     return f"`{command}`, {machine['date']}, {device}{cpu}, torch {torch}:"
 
 
