@@ -162,6 +162,7 @@ class Engine:
                 self.scheduler.pause(command.id, paused=command.paused)
             case Load():
                 self.residency.retry(command.digest)
+                self.residency.ensure(command.digest, command.tenant)  # the canary is nobody's
                 self.scheduler.add(self._loads.start(command))
             case Prefetch():
                 self.residency.prefetch(command.digest, command.tenant)

@@ -85,7 +85,7 @@ class LoaderProcess:
 
         tenant: for whom; a tenant's loads may follow each other in one process
         """
-        with self._started(digest, _account(tenant)) as channel:
+        with self._started(LoadVersion(digest, _account(tenant))) as channel:
             try:
                 return self._follow(digest, channel)
             except AdapterInvalid:
@@ -120,14 +120,14 @@ class LoaderProcess:
     # ---- one load
 
     @contextlib.contextmanager
-    def _started(self, digest: str, account: str) -> Iterator[Channel[Answer]]:
+    def _started(self, order: LoadVersion) -> Iterator[Channel[Answer]]:
         near, far = socket.socketpair()
         near.settimeout(self.config.wall_seconds + _START_SECONDS)
         with Channel[Answer](near, Answer) as channel:
             with far:
-                self._processes.order(LoadVersion(digest, account), far.fileno())
+                self._processes.order(order, far.fileno())
             with self._lock:
-                self._open[channel] = digest
+                self._open[channel] = order.digest
             try:
                 yield channel
             finally:

@@ -85,20 +85,20 @@ class _Workers:
             return False
         one = next((w for w in self.idle if w.account == order.account), None)
         if one is None:
-            one = self._fork(order.account)
+            one = self._fork(order)
         self.idle.pop(one, None)
         one.load = Channel(socket.socket(fileno=file), Told)
         with contextlib.suppress(OSError):  # it has ended, and what that means is told by `_bury`
             Channel[Order](one.sock, Order).send(order, file)
         return True
 
-    def _fork(self, account: str) -> _Worker:
+    def _fork(self, order: LoadVersion) -> _Worker:
         near, far = socket.socketpair()
         pid = os.fork()
         if not pid:
             worker.run(self.config, far)
         far.close()
-        one = _Worker(account, pid, os.pidfd_open(pid), near)
+        one = _Worker(order.account, pid, os.pidfd_open(pid), near)
         for file in (one.end, one.sock):
             self.selector.register(file, selectors.EVENT_READ, one)
         self.alive.add(one)

@@ -16,10 +16,19 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from msgspec import Struct
+
 from weft.adapters import confinement
 from weft.server.engine.loader import job
 from weft.server.engine.loader.channel import Channel
-from weft.server.engine.loader.messages import LoaderConfig, LoadVersion, Order, Told
+from weft.server.engine.loader.messages import (
+    LoaderConfig,
+    LoadVersion,
+    Lowered,
+    Order,
+    Refused,
+    Told,
+)
 
 IDLE = b"."
 """What it says after each load that another may follow."""
@@ -56,27 +65,38 @@ def _serve(config: LoaderConfig, sock: socket.socket) -> None:
         order, file = orders.receive()
         if not isinstance(order, LoadVersion) or file is None:
             return
-        _load(order.digest, config, Channel(socket.socket(fileno=file), Told))
+        _load(order.digest, config, _LoadChannel(socket.socket(fileno=file)))
         if not _took_little(config):
             return
         sock.sendall(IDLE)
 
 
-def _load(digest: str, config: LoaderConfig, channel: Channel[Told]) -> None:
-    done = threading.Event()
+class _LoadChannel(Channel[Told]):
+    """The socket of one load. `answered`: the engine was told, or will be now, how it went."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock, Told)
+        self.answered = threading.Event()
+
+    def send(self, message: Struct, file: int | None = None) -> None:
+        if isinstance(message, Lowered | Refused):
+            self.answered.set()
+        super().send(message, file)
+
+
+def _load(digest: str, config: LoaderConfig, channel: _LoadChannel) -> None:
     signal.setitimer(signal.ITIMER_REAL, config.wall_seconds)
-    threading.Thread(target=_end_with, args=(channel, done), daemon=True).start()
+    threading.Thread(target=_end_with, args=(channel,), daemon=True).start()
     with channel:
         job.run(digest, config, channel)
-        done.set()
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _end_with(channel: Channel[Told], done: threading.Event) -> None:
+def _end_with(channel: _LoadChannel) -> None:
     """Ends this process once the engine wants no answer any more."""
     with contextlib.suppress(ValueError):  # it is over already
         channel.wait_for_end()
-    if not done.is_set():
+    if not channel.answered.is_set():
         os._exit(0)
 
 
