@@ -114,7 +114,7 @@ class AdapterGate:
         """Asks after the longest waiting demands, and makes room for those that waited too long."""
         passage = Passage()
         making_room = False
-        for demand in list(islice(self._pending.values(), self.WINDOW)):
+        for demand in self._polled():
             presence = self._residency.ensure(demand.digest, demand.tenant)
             demand.drained &= presence is Presence.DEVICE
             if presence is Presence.DEVICE:
@@ -128,6 +128,13 @@ class AdapterGate:
                 code = error_code(self._residency.error(demand.digest))
                 passage.failed.append((demand, code))
         return passage
+
+    def _polled(self) -> list[Demand]:
+        """Those of the first blend come first: what it has is kept, so others may wait for long."""
+        first = self._first_blend()
+        ahead = [self._pending[digest] for digest in sorted(first & self._pending.keys())]
+        others = (demand for demand in self._pending.values() if demand.digest not in first)
+        return [*ahead, *islice(others, self.WINDOW)]
 
     def check(self, live: Iterable[Sequence]) -> tuple[str, ...]:
         """The broken invariants; empty when sound."""

@@ -199,6 +199,12 @@ def test_each_child_ends_once_with_its_own_tokens_and_leaves_nothing_behind(firs
             raise
 
 
+@pytest.mark.parametrize("seed", [408])
+def test_lives_that_failed_once(seed: int) -> None:
+    """408: a large version claimed room that a blend kept, and so the blend's own had none."""
+    live(seed)
+
+
 def test_the_same_seed_makes_the_same_schedule() -> None:
     one, two, other = live(7), live(7), live(8)
     assert one.trace == two.trace
