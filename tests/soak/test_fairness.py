@@ -14,6 +14,7 @@ from weft.server.engine.client import EngineClient
 from weft.server.engine.launch import launch_thread
 from weft.server.engine.messages import EngineConfig, Generate, Sampling
 
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 PLACES, CLIENTS = 4, 24
 PROMPT, ANSWER = 6, 6
 """Of the light tenant, in tokens."""
