@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from weft.adapters.out_of_memory import is_out_of_memory
 from weft.adapters.packed import Packed
+from weft.adapters.tenancy import TenantContext
 from weft.server.engine.engine import Engine
 from weft.server.engine.messages import Event, Failed, Loaded, Tokens, Unload
-from weft.server.engine.versions import Versions
 
 PROMPT = (11, 12, 13, 14, 15, 16, 17)
 FAILURES = 200
@@ -129,14 +129,13 @@ def test_one_allocation_that_fails_ends_one_version_or_one_answer_at_most(
 def test_an_allocation_that_fails_in_a_load_fails_that_load(
     engine: Engine, digests: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Versions.load
     around: Callable[[], Any] = nullcontext
 
-    def loading(self: Versions, digest: str) -> Packed:
+    def loading(digest: str, tenant: TenantContext) -> Packed:
         with around():
-            return honest(self, digest)
+            return engine.versions.load(digest, tenant)
 
-    monkeypatch.setattr(engine._loader, "_load", lambda digest: loading(engine.versions, digest))
+    monkeypatch.setattr(engine._loader, "_load", loading)
     for digest in digests[1:]:
         assert isinstance(load(engine, digest), Loaded)  # computes what is kept of the base
         run(engine, Unload("unload", digest))
