@@ -1,6 +1,6 @@
 """Would the tests notice? Changes the code of what keeps tenants apart, one place at a time.
 
-    python benchmarks/mutation.py [AREA or MODULE …] [--each 20] [--seed 1]
+    python benchmarks/mutation.py --each 20 --seed 1 [AREA or MODULE …]
 
 Each area is a few modules, each with its own tests. Of each, `--each` changes are drawn at random
 and tested one after another, in a copy of the checkout; a change is found when a test fails. What

@@ -63,6 +63,7 @@ class Place:
             dtype="float32",
             memory=memory,
             seconds=seconds,
+            idle_seconds=3600.0,  # of a busy machine ten may be too few
         )
         return LoaderProcess(config, self.base, launch=launch)
 

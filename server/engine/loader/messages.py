@@ -23,7 +23,7 @@ class LoaderConfig(Message, frozen=True, kw_only=True):
     """The first message: what versions are lowered for, and what one load may take.
 
     model: folder of the base's files   dtype: of the arena   memory: bytes
-    seconds: of processor time
+    seconds: of processor time   idle_seconds: how long a process waits for its account's next load
     """
 
     store: str
@@ -33,6 +33,7 @@ class LoaderConfig(Message, frozen=True, kw_only=True):
     dtype: str
     memory: int
     seconds: int
+    idle_seconds: float = 10.0
 
     @property
     def wall_seconds(self) -> float:

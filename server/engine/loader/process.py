@@ -17,7 +17,6 @@ from weft.server.engine.loader import worker
 from weft.server.engine.loader.channel import Channel
 from weft.server.engine.loader.messages import Ended, LoaderConfig, LoadVersion, Order, Told
 
-IDLE_SECONDS = 10.0
 MOST_IDLE = 4
 
 
@@ -76,7 +75,7 @@ class _Workers:
     def _patience(self) -> float | None:
         """Seconds until the process that is idle longest has to go."""
         since = next(iter(self.idle.values()), None)
-        return None if since is None else max(0.0, since + IDLE_SECONDS - monotonic())
+        return None if since is None else max(0.0, since + self.config.idle_seconds - monotonic())
 
     def _begin(self) -> bool:
         """Gives the next order to a process; returns False where there are no more."""
