@@ -63,7 +63,6 @@ class Place:
             dtype="float32",
             memory=memory,
             seconds=seconds,
-            idle_seconds=3600.0,  # of a busy machine ten may be too few
         )
         return LoaderProcess(config, self.base, launch=launch)
 
