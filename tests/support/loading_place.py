@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from peft_adapters import save_lora
-from processes import children
+from processes import children, name_of
 from tiny_models import save_tiny, tiny_model
 from torch import Tensor
 
@@ -53,6 +53,7 @@ class Place:
         *,
         seconds: int = 60,
         memory: int = 256 * MIB,
+        idle_seconds: float = 3600.0,
         launch: Callable[[], Loading] = launch_process,
     ) -> LoaderProcess:
         config = LoaderConfig(
@@ -63,6 +64,7 @@ class Place:
             dtype="float32",
             memory=memory,
             seconds=seconds,
+            idle_seconds=idle_seconds,
         )
         return LoaderProcess(config, self.base, launch=launch)
 
@@ -87,14 +89,35 @@ def assert_loads(loader: LoaderProcess, digest: str, tenant: TenantContext = NOB
 
 
 def load_under_way(loader: LoaderProcess) -> int:
-    """The process of the only load that is under way."""
-    (child,) = loads_under_way(loader)
-    return child
+    """The process of the only load that is under way, once those of others rest or are gone."""
+    while len(loads := loads_under_way(loader)) != 1:
+        os.sched_yield()
+    return loads.pop()
 
 
-def loads_under_way(loader: LoaderProcess) -> list[int]:
+def loads_under_way(loader: LoaderProcess) -> set[int]:
+    return {pid for pid, name in _processes(loader).items() if name == "weft-load"}
+
+
+def processes_left(loader: LoaderProcess, count: int, gone: Set[int] = frozenset()) -> set[int]:
+    """The processes of loads, once so many are left, all rest and none is to be `gone`."""
+    while True:
+        left = _processes(loader)
+        if len(left) == count and set(left.values()) <= {"weft-idle"} and not left.keys() & gone:
+            return set(left)
+        os.sched_yield()
+
+
+def _processes(loader: LoaderProcess) -> dict[int, str]:
+    """Those that have not ended, and what they say they do."""
     assert loader.pid is not None
-    return [pid for pid in children(loader.pid) if not has_ended(pid)]
+    found = {}
+    for pid in children(loader.pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            name = name_of(pid)
+            if not has_ended(pid):
+                found[pid] = name
+    return found
 
 
 def has_ended(pid: int) -> bool:
@@ -104,10 +127,3 @@ def has_ended(pid: int) -> bool:
     except FileNotFoundError:
         return True
     return state == "Z"
-
-
-def processes_left(loader: LoaderProcess, count: int, gone: Set[int] = frozenset()) -> set[int]:
-    """The processes of loads, once so many are left and none of those that are to be `gone`."""
-    while len(left := set(loads_under_way(loader))) != count or left & gone:
-        os.sched_yield()
-    return left

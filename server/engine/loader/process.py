@@ -60,8 +60,9 @@ class _Workers:
         """Returns when there are no more orders."""
         self.selector.register(self.orders, selectors.EVENT_READ)
         while True:
-            for key, _ in self.selector.select(self._patience()):
-                one = key.data
+            events = self.selector.select(self._patience())
+            for key, _ in sorted(events, key=lambda event: event[0].data is None):
+                one = key.data  # none for orders, which come last: a process may be idle by now
                 if one is None:
                     if not self._begin():
                         return

@@ -42,7 +42,6 @@ def run(config: LoaderConfig, sock: socket.socket) -> NoReturn:
     try:
         confinement.keep_only(sock.fileno())
         confinement.end_with_parent()
-        confinement.name_process("weft-load")
         confinement.limit(config.memory, config.seconds, config.wall_seconds)
         _serve(config, sock)
         code = 0
@@ -65,10 +64,12 @@ def _serve(config: LoaderConfig, sock: socket.socket) -> None:
         order, file = orders.receive()
         if not isinstance(order, LoadVersion) or file is None:
             return
+        confinement.name_process("weft-load")
         _load(order.digest, config, _LoadChannel(socket.socket(fileno=file)))
         if not _took_little(config):
             return
         sock.sendall(IDLE)
+        confinement.name_process("weft-idle")
 
 
 class _LoadChannel(Channel[Told]):

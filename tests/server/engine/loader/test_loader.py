@@ -26,27 +26,11 @@ METHODS = ("hra", "osf", "oft", "shira", "lokr", "ia3", "saved modules are no ta
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture(scope="module")
 def loader(place: Place) -> Iterator[LoaderProcess]:
     """One for all tests that leave it alive: to import torch takes its time."""
     loader = place.loader()
     yield loader
     loader.close()
-
-
-@pytest.fixture(scope="module")
-def good(place: Place) -> str:
-    return place.lora("good")
-
-
-@pytest.fixture(scope="module")
-def asking(place: Place) -> str:
-    """A version whose load needs values of the base."""
-    return place.lora("dora", use_dora=True)
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "olora", *METHODS])
@@ -224,9 +208,7 @@ def test_a_load_that_is_given_up_ends_with_its_process_and_no_other_does(
 
     thread = threading.Thread(target=load)
     thread.start()
-    while not loads_under_way(loader):
-        os.sched_yield()
-    (process,) = loads_under_way(loader)
+    process = load_under_way(loader)
     loader.give_up(good)
     assert_loads(loader, good)
     assert process in loads_under_way(loader)
