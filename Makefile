@@ -62,7 +62,7 @@ bench-startup: $(VENV)/.weft ## measure the start, beside importing and reading 
 bench-rivals: $(VENV)/.weft ## measure weft beside other servers; VLLM=python of an environment with vLLM
 	$(BIN)/python benchmarks/rivals.py $(if $(VLLM),--vllm $(VLLM))
 
-readme: $(VENV)/.weft ## write README's performance tables from the results files
+readme: $(VENV)/.weft ## write the tables of README and docs/performance.md from the results files
 	$(BIN)/python benchmarks/readme.py
 
 bench-kernels: $(VENV)/.weft ## measure each kernel against the machine's limits, torch and peft's way

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md's performance section from results/*.json.
+"""Writes the tables of README.md and docs/performance.md from results/*.json.
 
     python benchmarks/readme.py            # writes them
     python benchmarks/readme.py --check    # fails where a table is not what the results say
@@ -12,7 +12,7 @@ from pathlib import Path
 import tables
 import typer
 
-README = Path(__file__).parents[1] / "README.md"
+PAGES = [Path(__file__).parents[1] / name for name in ("README.md", "docs/performance.md")]
 BLOCK = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 
 
@@ -27,12 +27,13 @@ def block(name: str) -> str:
 
 
 def main(check: bool = False) -> None:
-    """Brings README.md up to date, or says that it is not."""
-    text = README.read_text()
-    made = with_tables(text)
-    if check and made != text:
-        raise SystemExit("README.md: a table differs from its results: make readme")
-    README.write_text(made)
+    """Brings both pages up to date, or says that one is not."""
+    for page in PAGES:
+        text = page.read_text()
+        made = with_tables(text)
+        if check and made != text:
+            raise SystemExit(f"{page.name}: a table differs from its results: make readme")
+        page.write_text(made)
 
 
 if __name__ == "__main__":

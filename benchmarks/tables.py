@@ -1,4 +1,4 @@
-"""Each table of README.md's performance section, in Markdown, from one results file.
+"""Each table of README.md and docs/performance.md, in Markdown, from one results file.
 
 Above a table stands what it was measured on and the command that measures it again.
 """
