@@ -3,7 +3,8 @@
     python benchmarks/kernel_speed.py
 
 Prints GB/s and GFLOP/s, with their shares of the measured bandwidth and matmul peak, and writes
-results/kernels.json. On a CPU the layer is that of a 0.5B model, on a GPU that of an 8B model.
+results/kernels.json, or of float32 alone results/kernels-float32.json. On a CPU the layer is that
+of a 0.5B model, on a GPU that of an 8B model.
 """
 
 import os
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from weft.server.engine.launch import TORCH_SETTINGS
 
-NAME = "kernels"
+BOTH = "bfloat16,float32"
 console = Console(width=150)
 
 
@@ -95,9 +96,14 @@ def main(
     rounds: Annotated[
         int, typer.Option(help="Of all ways, by turns; a figure is their median.")
     ] = 7,
+    dtypes: Annotated[str, typer.Option(help="Of bfloat16 and float32, by commas.")] = BOTH,
 ) -> None:
-    """Measures all kernels in bfloat16 and float32."""
+    """Measures all kernels in bfloat16, float32 or both."""
     torch.set_num_threads(threads)
+    names = dtypes.split(",")
+    if unknown := set(names) - set(BOTH.split(",")):
+        raise typer.BadParameter(f"--dtypes: {', '.join(sorted(unknown))}: none of {BOTH}")
+    name = "kernels" if "bfloat16" in names else "kernels-float32"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes = kernel_cases.shapes_for(device)
     bandwidth = max(machine.read_bandwidth(device), machine.copy_bandwidth(device))
@@ -110,17 +116,17 @@ def main(
         "cases": [],
     }
     with torch.inference_mode(), Progress(console=console) as progress:
-        for dtype in (torch.bfloat16, torch.float32):
+        for dtype in (getattr(torch, each) for each in names):
             limits = Limits(bandwidth, machine.matmul_peak(device, dtype))
             done["matmul_peak"][str(dtype).removeprefix("torch.")] = limits.flops
             makers = list(kernel_cases.cases(shapes, device, dtype))
             results = []
             for make in progress.track(makers, description=str(dtype)):
                 results.append(measure(make(), limits, device, rounds))
-                machine.write_results(NAME, done | {"cases": done["cases"] + results})
+                machine.write_results(name, done | {"cases": done["cases"] + results})
             done["cases"] += results
             console.print(table(shapes, dtype, limits, results))
-    console.print(f"written: {os.path.relpath(machine.results_path(NAME))}")
+    console.print(f"written: {os.path.relpath(machine.results_path(name))}")
 
 
 if __name__ == "__main__":

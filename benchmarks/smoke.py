@@ -2,7 +2,8 @@
 
     python benchmarks/smoke.py
 
-Writes results/smoke.json and prints the table. All sides run in turns on the same requests.
+Writes results/smoke.json, or where nothing is in bfloat16 results/smoke-float32.json, and prints
+the table. All sides run in turns on the same requests.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ CLIENTS = 32
 RANK = 16
 PROMPT_TOKENS = 32
 NEW_TOKENS = 32
+WARM_TOKENS = 4
 MIXES: dict[str, Callable[[int], int | None]] = {
     "base": lambda _: None,
     "1 adapter": lambda _: 0,
@@ -57,7 +59,12 @@ def main(
             measure(bases[name](), repeats, peft_repeats, threads, bandwidth) for name in chosen
         ],
     }
-    console.print(f"written: {machine.write_results('smoke', results)}")
+    console.print(f"written: {machine.write_results(file_of(results['models']), results)}")
+
+
+def file_of(models: list[dict[str, Any]]) -> str:
+    """The name of the results file: what has no bfloat16 is not to replace what has."""
+    return "smoke" if any(model["dtype"] == "bfloat16" for model in models) else "smoke-float32"
 
 
 def measure(
@@ -111,7 +118,8 @@ async def _turns(
             for turn in range(repeats + 1):
                 for name, adapter_of in MIXES.items():
                     jobs = [Job(prompt, adapter_of(i)) for i, prompt in enumerate(prompts)]
-                    run = await weft.run([(job.prompt, job.adapter) for job in jobs], NEW_TOKENS)
+                    tokens = NEW_TOKENS if turn else WARM_TOKENS
+                    run = await weft.run([(job.prompt, job.adapter) for job in jobs], tokens)
                     if turn:  # the first turn warms both sides up
                         runs[name].append(run)
                     if rival and 0 < turn <= peft_repeats:

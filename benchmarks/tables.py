@@ -20,18 +20,19 @@ MODELS = {
 }
 
 
-def smoke() -> str:
+def smoke(file: str) -> str:
     """Tokens per second of base, one adapter and 32 adapters."""
-    found = results("smoke")
+    found = results(file)
     rows = []
     for model in found["models"]:
         for mix in model["mixes"]:
-            name = MODELS[model["model"]] if mix is model["mixes"][0] else ""
+            name = in_dtype(model) if mix is model["mixes"][0] else ""
             speed = f"{mix['tokens_per_second']:,.0f}"
             shares = (f"{mix[key]:.2f}" for key in ("to_base", "floor_to_base"))
-            rows.append((name, mix["mix"], speed, *shares, f"{mix['to_peft']:.1f}x"))
+            to_peft = f"{mix['to_peft']:.1f}x" if "to_peft" in mix else "–"
+            rows.append((name, mix["mix"], speed, *shares, to_peft))
     head = ("base", "|mix", "tokens/s", "to base", "the floor's", "to peft's groups")
-    return table("python benchmarks/smoke.py --threads 1", found, head, rows)
+    return table(f"python benchmarks/smoke.py --threads {found['threads']}", found, head, rows)
 
 
 def startup() -> str:
@@ -39,7 +40,7 @@ def startup() -> str:
     found = results("startup")
     rows = [
         (
-            f"{MODELS[name].partition(', ')[0]}, {sides['dtype']}",
+            in_dtype({"model": name, **sides}),
             f"{median(sides['first_token']):.1f}",
             f"{median(sides['floor']):.1f}",
             f"{sides['ratio']:.2f}",
@@ -138,7 +139,7 @@ def engine() -> str:
     rows = []
     for model in found["models"].values():
         threads = str(model["machine"]["torch_threads"])
-        name = f"{MODELS[model['model']].partition(', ')[0]}, {model['dtype']}"
+        name = in_dtype(model)
         most = max(case["rows"] for case in model["cases"])
         for case in model["cases"]:
             wanted = case["rows"] in (1, most) and case["adapters"] in (0, 1, most)
@@ -162,14 +163,14 @@ def engine() -> str:
     return f"{told}\n\n{markdown(head, rows)}"
 
 
-def kernels() -> str:
-    """One linear map's additions and attention, in the dtype that servers use."""
-    found = results("kernels")
-    bandwidth, peak = found["bandwidth"], found["matmul_peak"]["bfloat16"]
+def kernels(file: str, dtype: str, options: str) -> str:
+    """One linear map's additions and attention, in one dtype."""
+    found = results(file)
+    bandwidth, peak = found["bandwidth"], found["matmul_peak"][dtype]
     rows = []
     for case in found["cases"]:
         shown = case["case"].startswith("hidden → inner") or case["kernel"].startswith("attention")
-        if case["dtype"] == "bfloat16" and shown:
+        if case["dtype"] == dtype and shown:
             seconds = case["seconds"]
             moved, computed = (case[what] / seconds["weft"] for what in ("bytes", "flops"))
             rows.append(
@@ -187,7 +188,8 @@ def kernels() -> str:
                 )
             )
     columns = "us", "floor (us)", "GB/s", "GFLOP/s", "to gather + bmm", "to peft's way"
-    return table("python benchmarks/kernel_speed.py", found, ("kernel", "|problem", *columns), rows)
+    command = f"python benchmarks/kernel_speed.py{options}"
+    return table(command, found, ("kernel", "|problem", *columns), rows)
 
 
 def rivals(file: str, options: str) -> str:
@@ -205,7 +207,8 @@ def rivals(file: str, options: str) -> str:
     rows = [(side["side"], *map(cell, side["mixes"].values())) for side in found["sides"]]
     floors = found["floor_tokens_per_second"]
     rows.append(("the floor allows", *(f"{floor:.0f}" for floor in floors.values())))
-    command = "python benchmarks/rivals.py --vllm PYTHON --repeats 2 --long 60"
+    repeats, long = (found["rules"][key] for key in ("repeats", "long"))
+    command = f"python benchmarks/rivals.py --vllm PYTHON --repeats {repeats} --long {long:g}"
     return table(command + options, found, ("tokens/s", *floors), rows)
 
 
@@ -221,7 +224,7 @@ def methods() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
-    "smoke": smoke,
+    "smoke": partial(smoke, "smoke"),
     "rivals": partial(rivals, "rivals", ""),
     "startup": startup,
     "loads": loads,
@@ -230,8 +233,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "registered": registered,
     "swap_in": swap_in,
     "engine": engine,
-    "kernels": kernels,
+    "kernels": partial(kernels, "kernels", "bfloat16", ""),
 }
+
+
+def in_dtype(model: Results) -> str:
+    """What a base is called, with the dtype that it was served in."""
+    return f"{MODELS[model['model']].partition(', ')[0]}, {model['dtype']}"
 
 
 def latencies(run: Results) -> tuple[str, str]:
