@@ -19,6 +19,7 @@ _USE = (
     "GET /v1/models/{model:path}",
     "GET /v1/adapters",
     "GET /v1/adapters/{name}",
+    "GET /v1/adapters/{owner}/{name}",
     "POST /v1/adapters/{name}/prefetch",
     "GET /v1/aliases",
     "GET /v1/aliases/{name}",

@@ -1,5 +1,6 @@
 """/v1/adapters: what adapters a tenant has, and loading, replacing, pinning and removing them."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from weft.server.api.upload import received
 from weft.server.arrivals import Allowance
 from weft.server.errors import ApiError, ErrorCode, invalid
 from weft.server.library import Installed
+from weft.server.selection import AdapterName
 from weft.server.services import Services, services_of
 
 _FLAG = "--allow-runtime-adapters"
@@ -107,12 +109,23 @@ async def show_adapter(request: Request, name: str) -> Response:
         return _shown(services, tenant, name)
     except UnknownAdapter:
         if services.registry.aliases.find(tenant, name) is not None:
-            ends = [_end(services, version) for version in services.registry.ends(tenant, name)]
-            return json_response({"object": "alias", "name": name, "ends": ends})
+            ends = services.registry.ends(tenant, name)
+            return _led_to(services, "alias", AdapterName(None, name), ends)
         arriving = [entry for entry in _arriving(services, tenant) if entry["name"] == name]
         if not arriving:
             raise
         return json_response(arriving[0])
+
+
+@router.get("/{owner}/{name}")
+async def show_shared_adapter(request: Request, owner: str, name: str) -> Response:
+    """What another tenant shares with the caller: the versions that answer for it now."""
+    services, tenant = services_of(request), request.state.tenant
+    adapter = AdapterName(owner, name)
+    ends = services.registry.ends(services.tenants.policy.owner(tenant, adapter), name)
+    if not ends:
+        raise UnknownAdapter(str(adapter))
+    return _led_to(services, "shared", adapter, ends)
 
 
 @changing.put("/{name}")
@@ -238,12 +251,19 @@ def _shown(services: Services, tenant: TenantContext, name: str, **more: Any) ->
     return answer
 
 
-def _end(services: Services, version: Version) -> Json:
-    """A version that an alias leads to, and what its load found."""
+def _led_to(
+    services: Services, kind: str, adapter: AdapterName, ends: Sequence[Version]
+) -> Response:
+    told = [_end(services, AdapterName(adapter.owner, version.id), version) for version in ends]
+    return json_response({"object": kind, "name": str(adapter), "ends": told})
+
+
+def _end(services: Services, identity: AdapterName, version: Version) -> Json:
+    """A version that a name leads to, and what its load found."""
     state = services.metrics.states().get(version.digest)
     report = orjson.loads(version.report)
     return {
-        "id": version.id,
+        "id": str(identity),
         "digest": version.digest,
         "reason": version.failed,
         "tier": state.tier if state else "disk",

@@ -18,6 +18,7 @@ OPEN = {"/", "/examples", "/health", "/ready"}
 READING = {
     "GET /v1/adapters",
     "GET /v1/adapters/{name}",
+    "GET /v1/adapters/{owner}/{name}",
     "POST /v1/adapters/{name}/prefetch",
     "GET /v1/aliases",
     "GET /v1/aliases/{name}",

@@ -124,6 +124,33 @@ async def test_an_adapter_not_shared_looks_like_one_that_does_not_exist(tmp_path
         assert all(answer == answers[0] for answer in answers)
 
 
+async def test_the_card_of_a_shared_adapter_is_shown_to_those_it_is_shared_with(
+    tmp_path: Path,
+) -> None:
+    path = tenants_file(tmp_path, SHARING, acme="a", bolt="b", crow="c")
+    with api(tmp_path, tenants=path) as made:
+        await made.add("legal", tenant=made.services.tenants.contexts[0])
+        async with made.client(authorization="Bearer a") as client:
+            own = (await client.get("/v1/adapters/legal")).json()
+        async with made.client(authorization="Bearer b") as client:
+            for address in ("acme/legal", "acme%2Flegal"):
+                shared = (await client.get(f"/v1/adapters/{address}")).json()
+                assert (shared["object"], shared["name"]) == ("shared", "acme/legal")
+                (end,) = shared["ends"]
+                assert end["id"] == "acme/legal@1"
+                assert (end["digest"], end["report"]) == (own["digest"], own["report"])
+                assert "last_used" not in end
+            for change in (client.put, client.delete):
+                assert (await change("/v1/adapters/acme/legal")).status_code in (403, 405)
+        async with made.client(authorization="Bearer c") as client:
+            answers = []
+            for name in ("acme/legal", "acme/other", "bolt/legal", "dove/legal"):
+                answer = await client.get(f"/v1/adapters/{name}")
+                answers.append((answer.status_code, answer.text.replace(name, "NAME")))
+        assert answers[0][0] == 404
+        assert all(answer == answers[0] for answer in answers)
+
+
 async def test_a_key_alone_picks_its_model(tmp_path: Path) -> None:
     path = tenants_file(tmp_path, SHARING, acme="a", bolt="b")
     with api(tmp_path, tenants=path) as made:

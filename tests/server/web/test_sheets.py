@@ -13,6 +13,7 @@ from api_server import BASE, Api, listening, tiny_text
 from api_server import api as make_api
 from browser import CONTRAST, Open, sync_api
 from fake_engine import FakeEngine
+from tenants_files import tenants_file
 
 EXAMPLES = [
     *({"prompt": f"Question {i}?", "completion": " Hello!", "regex": "Hel+o"} for i in range(9)),
@@ -144,6 +145,20 @@ def test_an_alias_shows_the_cards_of_what_it_leads_to(open_page: Open, served: S
     assert found.keys() == {"pirate@1", "json@1", "live → pirate@1", "live → json@1"}
     assert "Method\tlora" in found["live → pirate@1"]
     assert "Method\tia3" in found["live → json@1"]
+
+
+def test_what_another_tenant_shares_has_its_card(open_page: Open, tmp_path: Path) -> None:
+    share = '[tenants.acme]\nshare = {legal = ["bolt"]}\n'
+    tenants = tenants_file(tmp_path, share, acme="a", bolt="b")
+    engine = FakeEngine(report={"method": "lora"})
+    with make_api(tmp_path, engine, tenants=tenants) as api, listening(api.app) as url:
+        run(api.add("legal", tenant=api.services.tenants.contexts[0]))
+        page = open_page(Served(f"{url}/", api))
+        page.get_by_label("API key").fill("b")
+        page.get_by_label("API key").press("Enter")
+        page.get_by_role("checkbox", name="acme/legal").check()
+        page.get_by_role("tab", name="Cards").click()
+        assert "Method\tlora" in cards(page)["acme/legal@1"]
 
 
 def test_adapters_that_change_no_weights_or_only_tokens(open_page: Open, served: Served) -> None:
