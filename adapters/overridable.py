@@ -3,15 +3,19 @@
 Knows no files and no requests; which rows belong to which slot is told by the step.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from weft.adapters.module_tables import ModuleTables
 from weft.adapters.operations import Operation, Override
+from weft.adapters.row_parameters import by_row, takes_rows
 from weft.adapters.step_state import StepState, check_rows
+from weft.kernels.runs import Run
+from weft.kernels.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,14 @@ class Overridable:
         if not self._overrides.any_in(segments.slots):
             return self.computed(*args)
         check_rows(args[0].shape[self._layout.arguments[0]], segments)
-        (first, *others) = segments
-        if not others and first.stop - first.start == segments.rows:
-            return self.overridden(self._overrides[first.slot], first.slot, *args)
+        runs = list(self._runs(segments))
+        if runs[0].stop - runs[0].start == segments.rows:
+            return self._changed(runs[0], *args)
         result = self.computed(*args)
         results = result if isinstance(result, tuple) else (result,)
-        for segment in segments:
-            module = self._overrides.get(segment.slot)
-            if module is None:
-                continue
-            rows = slice(segment.start, segment.stop)
-            changed = self.overridden(
-                module, segment.slot, *_narrowed(args, self._layout.arguments, rows)
-            )
+        for run in runs:
+            rows = run.rows
+            changed = self._changed(run, *_narrowed(args, self._layout.arguments, rows))
             changed = changed if isinstance(changed, tuple) else (changed,)
             for whole, part in zip(
                 _narrowed(results, self._layout.results, rows), changed, strict=True
@@ -85,6 +84,28 @@ class Overridable:
     def overridden(self, module: nn.Module, slot: int, *args: Tensor) -> Any:
         """Rows of one slot by its own `module`."""
         return module(*args)
+
+    def _runs(self, segments: Segments) -> Iterator[Run]:
+        """The rows that are changed, those together that one call can compute."""
+        for run in self._overrides.runs(segments):
+            if len(run.slots) == 1 or self._takes_rows:
+                yield run
+            else:
+                yield from run.apart()
+
+    def _changed(self, run: Run, *args: Tensor) -> Any:
+        """The rows of a run, each by its slot's own module."""
+        if len(run.slots) == 1:
+            (slot,) = run.slots
+            return self.overridden(self._overrides[slot], slot, *args)
+        modules = [self._overrides[slot] for slot in run.row_slots]
+        return by_row(modules, args[0].dim() - self._layout.arguments[0])(*args)
+
+    @cached_property
+    def _takes_rows(self) -> bool:
+        """Whether rows of several slots can be computed by one call."""
+        dims = self._layout.arguments
+        return len(dims) == len(self._layout.results) == 1 and takes_rows(self.base, dims[0])
 
     def _attach(self, kinds: Collection[type[Operation]]) -> None:
         """Told which operations slots have in one of the tables."""

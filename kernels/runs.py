@@ -1,6 +1,6 @@
 """Adjacent segments that are computed together. Knows no operations."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +33,13 @@ class Run:
     def rows(self) -> slice:
         """Where the run lies in a step."""
         return slice(self.start, self.stop)
+
+    def apart(self) -> Iterator["Run"]:
+        """A run for each of the slots."""
+        start = self.start
+        for slot, size in zip(self.slots, self.sizes, strict=True):
+            yield Run(start, start + size, (slot,), (size,))
+            start += size
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """What a tensor with a row for each row of the run holds for each of the slots."""
