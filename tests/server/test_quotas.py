@@ -136,6 +136,12 @@ class Queue:
         self._tasks[name].cancel()
         await settle()
 
+    async def pass_by(self, goes: str, gives_up: str) -> None:
+        """One gives up at the moment at which its turn comes, as another has ended."""
+        self._gates[goes].set()
+        await self.give_up(gives_up)
+        await self._tasks[goes]
+
     async def _visit(self, name: str, count: int) -> None:
         async with self.turns.turn(count):
             self.computed.append(name)
@@ -160,6 +166,16 @@ async def test_who_gives_up_frees_its_place_in_the_line() -> None:
         await queue.come(name)
     await queue.give_up("b")
     await queue.give_up("a")
+    assert queue.computed == ["a", "c"]
+    await queue.go("c")
+    assert queue.turns.taken == 0
+
+
+async def test_who_gives_up_as_its_turn_comes_passes_it_on() -> None:
+    queue = Queue(limit=1)
+    for name in "abc":
+        await queue.come(name)
+    await queue.pass_by("a", "b")
     assert queue.computed == ["a", "c"]
     await queue.go("c")
     assert queue.turns.taken == 0
