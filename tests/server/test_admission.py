@@ -37,6 +37,11 @@ def test_what_would_exceed_the_places_is_refused(held: int) -> None:
         assert admission.inside == held
 
 
+async def test_where_nobody_ever_was_is_empty_at_once() -> None:
+    async with asyncio.timeout(10):
+        await admission_of(1).empty()
+
+
 async def test_draining_refuses_the_new_and_waits_for_the_old() -> None:
     admission = admission_of(2)
     with admission.admit(DEFAULT_TENANT, 1):
