@@ -51,9 +51,14 @@ class Family:
             return AdapterPlan(name, name, self.make(base))
 
 
-def flops_per_row(op: Operation) -> int:
-    """Multiplications and additions that one decoded row needs."""
+def flops_per_row(op: Operation, chosen: float = 1.0) -> float:
+    """Multiplications and additions that one decoded row needs.
+
+    chosen: the share of a layer's experts that compute a row
+    """
     match op:
+        case LowRank() if op.a.dim() == 3:
+            return 2 * chosen * (op.a.numel() + op.b.numel())
         case VirtualTokens() | AttentionPrefix() | Override() | RowOverride():
             return 0  # computed before, or in place of what the base does
         case Kronecker():
@@ -69,9 +74,15 @@ def flops_per_row(op: Operation) -> int:
             return 2 * sum(tensor.numel() for tensor in op.tensors)
 
 
-def bytes_per_step(op: Operation, itemsize: int) -> int:
-    """What one step must read of an adapter that any of its rows uses, at `itemsize` a value."""
+def bytes_per_step(op: Operation, itemsize: int, rows: int = 1, chosen: float = 1.0) -> float:
+    """What one step must read of an adapter that `rows` of its rows use, at `itemsize` a value.
+
+    chosen: the share of a layer's experts that compute a row
+    """
     match op:
+        case LowRank() if op.a.dim() == 3:
+            met = 1 - (1 - chosen) ** rows
+            return met * itemsize * (op.a.numel() + op.b.numel())
         case VirtualTokens() | AttentionPrefix():
             return 0
         case RowOverride():
@@ -99,6 +110,20 @@ def low_rank(rank: int, *ends: str) -> Callable[[BaseModules], Ops]:
 
 def _pair(rank: int, inputs: int, outputs: int) -> LowRank:
     return LowRank(torch.randn(rank, inputs) / inputs**0.5, _small(rank, outputs))
+
+
+def _experts(base: BaseModules) -> Ops:
+    """Pairs of rank 16 on every map of every expert, where the base has experts."""
+    return {
+        name: (
+            LowRank(
+                torch.randn(experts.experts, 16, inputs) / inputs**0.5,
+                _small(experts.experts, 16, outputs),
+            ),
+        )
+        for name, experts in base.experts.items()
+        for inputs, outputs in [base.sides(name)]
+    }
 
 
 def _dora(base: BaseModules) -> Ops:
@@ -239,6 +264,7 @@ def _near_one(*shape: int) -> Tensor:
 
 FAMILIES: dict[str, Family] = {
     "low rank 16": Family("LORA and what lowers to it, all linear layers", low_rank(16)),
+    "experts 16": Family("LORA with target_parameters, every map of every expert", _experts),
     "low rank 256": Family("VERA at its default rank, q and v", low_rank(256, *_ATTENTION)),
     "dora 16": Family("LORA with use_dora, all linear layers", _dora),
     "ia3": Family("IA3, k, v and down", _ia3),

@@ -9,13 +9,13 @@ from itertools import groupby
 from typing import Any
 
 Results = Mapping[str, Any]
-BASES = {"bfloat16": "qwen2.5-0.5b-shapes, bfloat16", "float32": "qwen2.5-0.5b-shapes, float32"}
+DTYPES = ("bfloat16", "float32")
 HEAD = (
     "method (`peft_type`, field)",
     "|served as",
     "worst difference",
     "bytes",
-    *(f"{dtype}: 1 / 32 adapters" for dtype in BASES),
+    *(f"{dtype}: 1 / 32 adapters" for dtype in DTYPES),
 )
 
 
@@ -24,6 +24,7 @@ class Row:
     """fidelity: the row of its results   families: of the results of speed, by what they are called
 
     size: in place of the bytes that were measured, what they depend on
+    base: on which the families' speeds were measured
     """
 
     method: str
@@ -31,6 +32,7 @@ class Row:
     fidelity: str
     families: Mapping[str, str] = field(default_factory=dict)
     size: str = ""
+    base: str = "qwen2.5-0.5b-shapes"
 
 
 _MIX = "all methods"
@@ -49,7 +51,9 @@ ROWS = (
         "a low-rank pair for each expert, rows sorted by expert and adapter; routers as replaced "
         "parameters",
         "target_parameters",
+        {"rank 16 on 64 experts": "experts 16"},
         size="a pair for each expert",
+        base="64-experts",
     ),
     Row(
         "`use_dora`, `lora_bias`, `bias`, `kasa_config`, `use_bdlora`",
@@ -123,11 +127,16 @@ _LABELS = {"r 16": "rank 16", "DoRA, r 16": "DoRA of rank 16", "Pfeiffer, 56": "
 def cells(row: Row, fidelity: Results, methods: Results) -> tuple[str, ...]:
     """The table's line for a row, by the columns of HEAD."""
     measured = fidelity["rows"][row.fidelity]
-    models = methods["models"]
-    speeds = (speed(row, models[base]["families"]) for base in BASES.values())
+    speeds = (speed(row, families_of(row.base, dtype, methods)) for dtype in DTYPES)
     size = row.size or ", ".join(sizes(measured["bytes"]))
     worst = f"{measured['worst_difference']:.1e}".replace("e-0", "e-")
     return row.method, row.served, worst, size, *speeds
+
+
+def families_of(base: str, dtype: str, methods: Results) -> Results:
+    """The families whose speed was measured on a base."""
+    found: Results = methods["models"].get(f"{base}, {dtype}", {"families": {}})["families"]
+    return found
 
 
 def sizes(found: Mapping[str, int]) -> Iterator[str]:
@@ -155,8 +164,8 @@ def speed(row: Row, families: Results) -> str:
 
 def mixes(methods: Results) -> Iterator[str]:
     """A step in which all methods meet, by dtype."""
-    for dtype, base in BASES.items():
-        mix = methods["models"][base]["families"].get(_MIX)
+    for dtype in DTYPES:
+        mix = families_of(Row.base, dtype, methods).get(_MIX)
         if mix is not None:
             side = mix["sides"]["mix"]
             yield f"{side['to_base']:.2f} in {dtype} ({side['distinct']} adapters)"
@@ -165,7 +174,7 @@ def mixes(methods: Results) -> Iterator[str]:
 def measured_on(methods: Results) -> str:
     """The machine of each dtype's figures, by its last family."""
     return "; ".join(
-        f"{dtype}: {_machine(methods['models'][base]['families'])}" for dtype, base in BASES.items()
+        f"{dtype}: {_machine(families_of(Row.base, dtype, methods))}" for dtype in DTYPES
     )
 
 

@@ -30,7 +30,11 @@ from weft.server.engine.launch import TORCH_SETTINGS
 
 NAME = "methods"
 MIX = "all methods"
-BASES = {"embedded": workload.embedded, "half-billion": workload.qwen_half_billion}
+BASES = {
+    "embedded": workload.embedded,
+    "half-billion": workload.qwen_half_billion,
+    "experts": workload.many_experts,
+}
 _NOT_MIXED = {"dense, all"}  # alone as large as all others together
 console = Console(width=140)
 
@@ -59,7 +63,7 @@ class Load:
 
 
 def main(
-    models: Annotated[str, typer.Option(help="embedded, half-billion, or both")] = "both",
+    models: Annotated[str, typer.Option(help="embedded, half-billion, experts, or all")] = "all",
     methods: Annotated[str, typer.Option(help="names of families, by semicolons; or all")] = "",
     turns: Annotated[int, typer.Option(help="steps of each kind that are timed")] = 30,
     context: Annotated[int, typer.Option(help="tokens that each row attends to")] = 64,
@@ -73,7 +77,7 @@ def main(
         raise typer.BadParameter(f"no such families: {sorted(unknown)}", param_hint="--methods")
     torch.set_num_threads(threads)
     settings = {"rows": ROWS, "context": context, "threads": threads}
-    for model in BASES if models == "both" else [models]:
+    for model in BASES if models == "all" else [models]:
         base = BASES[model]()
         decoder = Decoder(
             base, context=context, adapter_memory=int(adapter_gib * 2**30), threads=threads
@@ -83,9 +87,10 @@ def main(
         limits = Limits(
             machine.read_bandwidth(facts.device), machine.matmul_peak(facts.device, facts.dtype)
         )
+        fitting = [name for name in names if name == MIX or plan_of(name, decoder).ops]
         with Progress(console=console) as progress:
-            task = progress.add_task(base.name, total=len(names))
-            for name in names:
+            task = progress.add_task(base.name, total=len(fitting))
+            for name in fitting:
                 progress.update(task, description=f"{base.name}: {name}")
                 entry = measure(decoder, base, name, turns, limits)
                 save(f"{base.name}, {dtype}", settings, name, entry)
@@ -108,15 +113,14 @@ def measure(
             if turn > 1:  # the first turns warm up
                 pairs[side].append(pair)
     itemsize = decoder.host.facts.dtype.itemsize
-    load = Load(
-        base.step_bytes // 2 * itemsize + decoder.cache_bytes, base.step_bytes // 2 * 2 * ROWS
-    )
+    values = base.step_bytes // 2
+    load = Load(values * itemsize + decoder.cache_bytes, 2 * (values - base.idle) * ROWS)
     return {
         "methods": FAMILIES[name].methods if name in FAMILIES else "one or two rows of each",
         "adapter_bytes": decoder.stored_bytes(next(iter(sides.values()))[1][0]),
         "limits": {"bandwidth": limits.bandwidth, "flops": limits.flops},
         "sides": {
-            side: figures(pairs[side], load, added(plans, itemsize), limits)
+            side: figures(pairs[side], load, added(plans, itemsize, base.chosen), limits)
             | {"distinct": len(plans)}
             for side, (_, plans) in sides.items()
         },
@@ -130,7 +134,7 @@ Side = tuple[list[Resident], list[AdapterPlan]]
 
 def alone(decoder: Decoder, name: str) -> Mapping[str, Side]:
     """One adapter of a family for all rows, and as many as there are rows, or fit."""
-    plan = FAMILIES[name].plan(name, decoder.host.base)
+    plan = plan_of(name, decoder)
     adapters = decoder.add_adapters(plan, ROWS)
     return {
         "one": (adapters[:1], [plan]),
@@ -138,21 +142,25 @@ def alone(decoder: Decoder, name: str) -> Mapping[str, Side]:
     }
 
 
+def plan_of(name: str, decoder: Decoder) -> AdapterPlan:
+    """A family's adapter of the base; empty where the base has nothing that it changes."""
+    return FAMILIES[name].plan(name, decoder.host.base)
+
+
 def mixed(decoder: Decoder) -> Mapping[str, Side]:
-    """An adapter of each family, in one step."""
-    plans = [
-        family.plan(name, decoder.host.base)
-        for name, family in FAMILIES.items()
-        if name not in _NOT_MIXED
-    ]
+    """An adapter of each family that fits the base, in one step."""
+    found = (plan_of(name, decoder) for name in FAMILIES if name not in _NOT_MIXED)
+    plans = [plan for plan in found if plan.ops]
     return {"mix": (list(chain(*(decoder.add_adapters(plan, 1) for plan in plans))), plans)}
 
 
-def added(plans: Sequence[AdapterPlan], itemsize: int) -> Load:
+def added(plans: Sequence[AdapterPlan], itemsize: int, chosen: float) -> Load:
     """What the adapters add to a step in which all have as many rows."""
+    rows = ROWS // len(plans)
+    ops = [op for plan in plans for _, op in plan]
     return Load(
-        sum(bytes_per_step(op, itemsize) for plan in plans for _, op in plan),
-        sum(flops_per_row(op) for plan in plans for _, op in plan) * ROWS / len(plans),
+        sum(bytes_per_step(op, itemsize, rows, chosen) for op in ops),
+        sum(flops_per_row(op, chosen) for op in ops) * ROWS / len(plans),
     )
 
 

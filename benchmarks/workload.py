@@ -8,7 +8,14 @@ import torch
 from made_up_tokenizer import save_tokenizer
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
 
 CACHE = Path(__file__).parent / ".cache"
 EMBEDDED = Path(__file__).parents[1] / "server" / "demo" / "base"
@@ -16,11 +23,16 @@ EMBEDDED = Path(__file__).parents[1] / "server" / "demo" / "base"
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk: its folder, and what a decode step reads of it in bytes."""
+    """A base model on disk: its folder, and what a decode step reads of it in bytes.
+
+    chosen: the share of its experts that computes a token   idle: values of those that do not
+    """
 
     name: str
     folder: Path
     step_bytes: int
+    chosen: float = 1.0
+    idle: int = 0
 
 
 def embedded() -> Base:
@@ -54,6 +66,33 @@ def qwen_half_billion() -> Base:
     if not (folder / "tokenizer.json").exists():
         save_tokenizer(folder, vocab_size=151_936)
     return Base("qwen2.5-0.5b-shapes", folder, _step_bytes(folder))
+
+
+def many_experts() -> Base:
+    """Four layers of 64 experts in Qwen3-MoE's way, 8 for each token; random bfloat16 weights."""
+    folder = CACHE / "64-experts"
+    if not (folder / "model.safetensors").exists():
+        config = Qwen3MoeConfig(
+            vocab_size=32_000,
+            hidden_size=512,
+            moe_intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            head_dim=64,
+            num_experts=64,
+            num_experts_per_tok=8,
+            norm_topk_prob=True,
+            tie_word_embeddings=True,
+            dtype="bfloat16",
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    experts = [p for name, p in _skeleton(folder).named_parameters() if ".experts." in name]
+    values = sum(parameter.numel() for parameter in experts)
+    return Base("64-experts", folder, _step_bytes(folder), chosen=1 / 8, idle=values * 7 // 8)
 
 
 def llama_eight_billion() -> Base:
