@@ -18,12 +18,12 @@ import httpx
 import pytest
 from peft_adapters import save_lora
 from processes import children, is_busy, loader_of
-from soak_results import keep
+from soak_results import keep_part
 from tiny_models import save_tiny
 from weft_process import WeftProcess
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
-CANCELS = int(os.environ.get("WEFT_CANCELS", "500"))
+CANCELS, SEEDS = int(os.environ.get("WEFT_CANCELS", "500")), range(5)
 CONTEXT, PLACES, ROWS = 4096, 2, 64
 EACH_RECORD = 10
 LONG = " ".join(["Once upon a time"] * 200)
@@ -39,11 +39,14 @@ State = Callable[[], Awaitable[None]]
 class Visitor:
     """Brings a request to a state, and leaves."""
 
-    def __init__(self, server: WeftProcess, client: httpx.AsyncClient, folders: list[Path]) -> None:
+    def __init__(
+        self, server: WeftProcess, client: httpx.AsyncClient, folders: list[Path], seed: int
+    ) -> None:
         self.server = server
         self.client = client
         self.folders = folders
-        self.random = Random(5)
+        self.seed = seed
+        self.random = Random(seed)
         self.cancelled: Counter[str] = Counter()
         self.states: dict[str, State] = {
             "queued": self.queued,
@@ -233,7 +236,8 @@ class Visitor:
             await asyncio.sleep(0.02)
 
 
-async def test_whoever_leaves_leaves_nothing_held(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_whoever_leaves_leaves_nothing_held(tmp_path: Path, seed: int) -> None:
     size = {"max_position_embeddings": CONTEXT}
     model, began = save_tiny("llama", tmp_path / "llama", **size), monotonic()
     targets = ["q_proj", "v_proj"]
@@ -247,9 +251,9 @@ async def test_whoever_leaves_leaves_nothing_held(tmp_path: Path) -> None:
     with WeftProcess("serve", model, *flags, state=tmp_path) as process:
         assert process.url
         async with httpx.AsyncClient(base_url=process.url, timeout=60) as client:
-            visitor = Visitor(process, client, folders)
+            visitor = Visitor(process, client, folders, seed)
             names = list(visitor.states)
-            for number in range(CANCELS):
+            for number in range(CANCELS // len(SEEDS)):
                 await visitor.visit(names[number % len(names)])
                 if (number + 1) % EACH_RECORD == 0 or number + 1 == CANCELS:
                     record(visitor, monotonic() - began)
@@ -267,4 +271,4 @@ def record(visitor: Visitor, seconds: float) -> None:
         "held_afterwards": 0,
         "seconds": round(seconds, 1),
     }
-    keep("cancels", found)
+    keep_part("cancels", f"seed {visitor.seed}", found)

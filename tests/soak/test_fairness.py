@@ -1,70 +1,129 @@
 """Two tenants that always ask for more than there is, on an engine that runs by the clock."""
 
-import asyncio
 from collections import defaultdict
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 from random import Random
 
 import pytest
+from soak_results import keep_part
 from tiny_models import save_tiny
 
 from weft.adapters.tenancy import TenantContext
-from weft.server.engine.client import EngineClient
-from weft.server.engine.launch import launch_thread
-from weft.server.engine.messages import EngineConfig, Generate, Sampling
+from weft.server.engine.connection import HEADER, frame
+from weft.server.engine.launch import launch_process
+from weft.server.engine.messages import (
+    Command,
+    EngineConfig,
+    EngineInfo,
+    Event,
+    Generate,
+    Sampling,
+    Stop,
+    Tokens,
+    decode_events,
+)
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
-PLACES, CLIENTS = 4, 24
-PROMPT, ANSWER = 6, 6
-"""Of the light tenant, in tokens."""
-DISTANCES = 5
+PLACES = 4
+LIGHT = (6, 6)
+"""Tokens of a light request's prompt and answer."""
+DISTANCES = 10
 """How many times the bound each has been given at the end."""
 
 
 class Race:
-    """What each tenant was given so far, over its weight, and how far they were ever apart."""
+    """What was computed for each tenant, over its weight, as far as it was told.
 
-    def __init__(self, client: EngineClient, bound: float) -> None:
-        self.served: defaultdict[str, float] = defaultdict(float)
-        self.worst = 0.0
-        self.bound = bound
-        self._client = client
-        self._numbers = Random(1)
+    computed: tokens of a request, all but the last: that one is told and never computed
+    """
+
+    def __init__(self, requests: list[Generate]) -> None:
+        self._requests = {request.id: request for request in requests}
+        self._begun: set[str] = set()
+        self._distances: list[float] = []
+        self.computed: defaultdict[str, float] = defaultdict(float)
+
+    def hear(self, events: list[Tokens]) -> None:
+        """Counts a step: between two of its events nothing is meant."""
+        for event in events:
+            request = self._requests[event.id]
+            fresh = len(event.tokens)
+            if event.id not in self._begun:
+                self._begun.add(event.id)
+                fresh += len(request.prompt) - 1
+            self.computed[request.tenant.id] += fresh / request.tenant.weight
+        if len(self.computed) == 2:
+            self._distances.append(self.computed["light"] - self.computed["heavy"])
 
     @property
-    def is_over(self) -> bool:
-        return len(self.served) == 2 and min(self.served.values()) > DISTANCES * self.bound
+    def range(self) -> float:
+        """How much more the one was given than the other between any two moments."""
+        return max(self._distances) - min(self._distances)
 
-    async def backlog(self, tenant: TenantContext, prompt: int, answer: int) -> None:
-        """One of a tenant's clients: asks again as soon as it is answered."""
-        while not self.is_over:
-            tokens = tuple(self._numbers.choices(range(10, 90), k=prompt))
-            sampling = Sampling(max_tokens=answer, temperature=0.0, ignore_eos=True)
-            name = f"request-{self._numbers.getrandbits(64)}"
-            asked = Generate(id=name, tenant=tenant, prompt=tokens, sampling=sampling)
-            told = 0
-            async with aclosing(self._client.generate(asked)) as events:
-                async for event in events:
-                    told += len(event.tokens)
-                    before = told == len(event.tokens)
-                    self._add(tenant, len(event.tokens) + (prompt if before else 0))
 
-    def _add(self, tenant: TenantContext, tokens: int) -> None:
-        if self.is_over:
-            return  # nobody asks any more: what is left is not of two backlogs
-        self.served[tenant.id] += tokens / tenant.weight
-        if len(self.served) == 2:
-            light, heavy = self.served.values()
-            self.worst = max(self.worst, abs(light - heavy))
+def backlog(tenant: TenantContext, prompt: int, answer: int, tokens: float) -> list[Generate]:
+    """Requests of so many computed tokens over the tenant's weight; no two prompts are equal."""
+    numbers = Random(tenant.id)
+    sampling = Sampling(max_tokens=answer, temperature=0.0, ignore_eos=True)
+    return [
+        Generate(
+            id=f"{tenant.id}-{number}",
+            tenant=tenant,
+            prompt=tuple(numbers.choices(range(10, 90), k=prompt)),
+            sampling=sampling,
+        )
+        for number in range(ceil(tokens * tenant.weight / (prompt + answer - 1)))
+    ]
+
+
+@contextmanager
+def told_by_engine(
+    config: EngineConfig, commands: list[Command]
+) -> Iterator[Iterator[list[Event]]]:
+    """What a process of its own tells, step by step, in the order in which it happened."""
+    launched = launch_process("error")
+    with launched.sock as sock, sock.makefile("rb") as reader:
+        sock.sendall(frame([config]))
+
+        def steps() -> Iterator[list[Event]]:
+            while True:
+                (size,) = HEADER.unpack(reader.read(HEADER.size))
+                events = decode_events(reader.read(size))
+                yield events
+                if any(isinstance(event, EngineInfo) for event in events):
+                    sock.sendall(frame(commands))
+
+        try:
+            yield steps()
+        finally:
+            sock.sendall(frame([Stop()]))
+            launched.end()
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
-@pytest.mark.parametrize(("prompt", "answer"), [(40, 2), (4, 24)])
-async def test_two_backlogged_tenants_differ_by_a_bounded_number_of_tokens(
-    tmp_path: Path, weight: float, prompt: int, answer: int
+@pytest.mark.parametrize("heavy", [(40, 2), (4, 24)])
+def test_two_backlogged_tenants_differ_by_a_bounded_number_of_tokens(
+    tmp_path: Path, weight: float, heavy: tuple[int, int]
 ) -> None:
-    """As in the simulation, and what is computed of a prompt before its first token is told."""
+    """Whoever is ahead begins nothing while the other one waits; that bounds how far it gets.
+
+    Ahead, a tenant is given only what the at most PLACES requests still need that ran when it was
+    not: PLACES x (prompt + answer) tokens over its weight. So far may either be ahead, each in its
+    turn, and the distance moves in a range of the sum of both. What is computed of a prompt is told
+    with its first token: at either end of the range PLACES prompts of who is behind may be missing.
+    All requests are there at the start, so both always wait, and events are counted step by step
+    in the engine's order, so no reader's delay is in it.
+    """
+    weights = {"light": weight, "heavy": 1.0}
+    sizes = {"light": LIGHT, "heavy": heavy}
+    bound = sum(PLACES * (2 * p + a) / weights[tenant] for tenant, (p, a) in sizes.items())
+    requests = [
+        backlog(TenantContext(tenant, weights[tenant]), *size, (DISTANCES + 2) * bound)
+        for tenant, size in sizes.items()
+    ]
     config = EngineConfig(
         model=str(save_tiny("llama", tmp_path / "llama")),
         store=str(tmp_path / "store"),
@@ -75,15 +134,11 @@ async def test_two_backlogged_tenants_differ_by_a_bounded_number_of_tokens(
         max_num_batched_tokens=16,
         prefix_caching=False,
     )
-    client = EngineClient(config, launch=launch_thread)
-    await client.start()
-    try:
-        race = Race(client, bound=3 * PLACES * (prompt + answer))
-        light, heavy = TenantContext("light", weight), TenantContext("heavy")
-        await asyncio.gather(
-            *(race.backlog(light, PROMPT, ANSWER) for _ in range(CLIENTS)),
-            *(race.backlog(heavy, prompt, answer) for _ in range(CLIENTS)),
-        )
-    finally:
-        await client.close()
-    assert race.worst <= race.bound
+    everything = [request for of_tenant in requests for request in of_tenant]
+    race = Race(everything)
+    with told_by_engine(config, everything) as steps:
+        while len(race.computed) < 2 or min(race.computed.values()) < DISTANCES * bound:
+            race.hear([event for event in next(steps) if isinstance(event, Tokens)])
+    found = {"tokens_apart_at_most": race.range, "bound": bound, "given": race.computed}
+    keep_part("fairness", f"light of weight {weight}, heavy {heavy[0]} + {heavy[1]}", found)
+    assert race.range <= bound

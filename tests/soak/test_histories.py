@@ -8,11 +8,11 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from soak_results import keep
+from soak_results import keep_part
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 TESTS = Path(__file__).parents[1]
-HISTORIES, STEPS = 1000, 60
+HISTORIES, STEPS, SEEDS = 250, 60, range(4)
 STATEFUL = {
     "registry": "adapters/test_registry_histories.py::TestLife",
     "adapter pool": "adapters/test_pool.py::TestPoolModel",
@@ -20,13 +20,13 @@ STATEFUL = {
     "pages": "server/engine/test_pages.py::test_any_history_keeps_the_pool_sound",
 }
 SIMULATION = "server/engine/test_scheduler_simulation.py"
-SEEDS, EVENTS = 3400, 300
+LIVES, EACH, EVENTS = 3400, 340, 300
 
 
-def live(test: str, **environment: str) -> float:
+def live(test: str, *flags: str, **environment: str) -> float:
     """Runs a test of the suite in a process of its own; returns the seconds that it took."""
     began = monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "--timeout", "3600", str(TESTS / test)]
+    command = [sys.executable, "-m", "pytest", "-q", "--timeout", "3600", *flags, TESTS / test]
     done = subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, check=False
     )
@@ -35,19 +35,21 @@ def live(test: str, **environment: str) -> float:
     return round(monotonic() - began, 1)
 
 
-def test_random_histories_of_all_that_has_state() -> None:
-    seconds = {
-        name: live(test, WEFT_HISTORIES=f"{HISTORIES}x{STEPS}") for name, test in STATEFUL.items()
-    }
-    keep(
-        "histories",
-        {"histories": HISTORIES, "steps": STEPS, "faults": 0, "seconds": seconds},
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", STATEFUL)
+def test_random_histories_of_all_that_has_state(name: str, seed: int) -> None:
+    seconds = live(
+        STATEFUL[name],
+        "--hypothesis-profile=other seeds",
+        f"--hypothesis-seed={seed}",
+        WEFT_HISTORIES=f"{HISTORIES}x{STEPS}",
     )
+    found = {"histories": HISTORIES, "steps": STEPS, "faults": 0, "seconds": seconds}
+    keep_part("histories", f"{name}, seed {seed}", found)
 
 
-def test_a_million_events_of_the_scheduler() -> None:
-    seconds = live(SIMULATION, WEFT_SIMULATION_SEEDS=str(SEEDS))
-    keep(
-        "simulation",
-        {"seeds": SEEDS, "events": SEEDS * EVENTS, "faults": 0, "seconds": seconds},
-    )
+@pytest.mark.parametrize("first", range(0, LIVES, EACH))
+def test_a_million_events_of_the_scheduler(first: int) -> None:
+    seeds = f"{first}:{first + EACH}"
+    seconds = live(SIMULATION, WEFT_SIMULATION_SEEDS=seeds)
+    keep_part("simulation", seeds, {"events": EACH * EVENTS, "faults": 0, "seconds": seconds})

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from peft_adapters import save_lora
-from soak_results import keep
+from soak_results import keep_part
 from tiny_models import save_tiny
 from weft_process import WeftProcess
 
@@ -22,7 +22,7 @@ from weft.adapters.registry import Registry
 from weft.adapters.store import Store
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
-CYCLES = 40
+CYCLES, PARTS = 10, range(4)
 NAMES, SEEDS = "abc", range(4)
 LATEST_KILL = 1.5
 """Seconds after the first change."""
@@ -93,14 +93,15 @@ async def state_of(client: httpx.AsyncClient) -> State:
     return {adapter["name"]: (adapter["version"], adapter["digest"]) for adapter in listed}
 
 
-async def test_what_was_answered_is_there_after_each_kill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", PARTS)
+async def test_what_was_answered_is_there_after_each_kill(tmp_path: Path, part: int) -> None:
     model, began = save_tiny("llama", tmp_path / "llama"), monotonic()
     open_, state = tmp_path / "open", tmp_path / "state"
     folders = [
         save_lora(open_ / str(seed), "llama", seed=seed, r=4, target_modules=["q_proj"])
         for seed in SEEDS
     ]
-    changing = Client(folders, Random(0))
+    changing = Client(folders, Random(part))
     flags = ["--dtype", "float32", "--adapter-root", open_, "--state-dir", state]
     for _ in range(CYCLES):
         with WeftProcess("serve", model, *flags, state=tmp_path) as process:
@@ -117,8 +118,9 @@ async def test_what_was_answered_is_there_after_each_kill(tmp_path: Path) -> Non
     registry = Registry(state / "registry.sqlite", Store(state / "versions"))
     assert registry.check() == ()
     registry.close()
-    keep(
+    keep_part(
         "kills",
+        f"seed {part}",
         {
             "cycles": CYCLES,
             "changes": changing.changes,
