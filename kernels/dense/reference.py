@@ -1,14 +1,10 @@
 """The dense verbs in plain torch, computed in the dtype of the matrices."""
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from weft.kernels.batched import widened
+from weft.kernels.batched import stacked, widened
 from weft.kernels.dense.compressed_rows import CompressedRows
-from weft.kernels.runs import Run
 from weft.kernels.segments import Segments
 from weft.kernels.slot_table import SlotTable
 
@@ -51,20 +47,14 @@ def kronecker_add_(
 
     First by the outer factor: then the product by the inner one lies as y does, and is added there.
     """
-    for run, wide in widened(y, table, segments):
-        turned = _turned(run, x[run.rows].to(wide.dtype), table)
-        for slot, part, own in zip(run.slots, run.split(wide), turned, strict=True):
-            _, inner = table[slot]
-            part.view(-1, len(inner)).addmm_(own.reshape(-1, inner.shape[1]), inner.T)
-
-
-def _turned(run: Run, inputs: Tensor, table: SlotTable[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
-    """`[rows of the slot, a, d]` for each slot: its inputs as `[c, d]`, by its outer factor."""
-    shapes = [(outer.shape, inner.shape[1]) for outer, inner in map(table.__getitem__, run.slots)]
-    if len(shapes) > 1 and len(set(shapes)) == 1:
-        outers = torch.stack([table[slot][0] for slot in run.row_slots])
-        return run.split(torch.bmm(outers, inputs.view(len(inputs), -1, shapes[0][1])))
-    return [
-        table[slot][0] @ own.view(len(own), -1, width)
-        for slot, own, (_, width) in zip(run.slots, run.split(inputs), shapes, strict=True)
-    ]
+    for rows, (outer, inner) in stacked(table, segments):
+        part = y[rows]
+        sums = part.to(outer.dtype)
+        inputs = x[rows].to(outer.dtype).view(len(part), -1, inner.shape[-1])
+        turned = outer @ inputs  # [rows, a, d]
+        if inner.dim() == 2:
+            sums.view(-1, len(inner)).addmm_(turned.flatten(0, 1), inner.T)
+        else:
+            sums.view(*turned.shape[:2], -1).baddbmm_(turned, inner.mT)
+        if sums is not part:
+            part.copy_(sums)
