@@ -10,6 +10,7 @@ A place that pads a bucket names a key of the same sequence, so nothing foreign 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from operator import attrgetter
 
 import torch
@@ -58,7 +59,8 @@ def paged_attention(
         if isinstance(read, Bucket):
             out.index_copy_(0, read.rows, _together(q, k, v, read, attend))
         else:
-            for rows, result in _in_blocks(q, k, v, read, window, attend):
+            mask = batch.once(_block_mask, window, group, q.dtype)
+            for rows, result in _in_blocks(q, k, v, read, mask, window, attend):
                 out[rows] = result
     return out
 
@@ -179,6 +181,20 @@ def _mask(
     return mask.masked_fill_(hidden, -torch.inf)[:, None]
 
 
+def _block_mask(batch: PagedBatch, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [group, QUERY_BLOCK, L] of a block of queries that are the last of L keys.
+
+    L is the most that any long chunk's blocks see. Who sees what depends only on the distance to
+    the last key, so a block of fewer queries or keys takes the last rows or columns.
+    """
+    counts = (stop - start for start, stop in pairwise(batch.query_starts))
+    longest = max(keys for keys, n in zip(batch.kv_lens, counts, strict=True) if n > QUERY_BLOCK)
+    if window is not None:
+        longest = min(longest, window + QUERY_BLOCK - 1)
+    mask = _mask([(QUERY_BLOCK, longest)], window, dtype, batch.block_tables.device)
+    return mask[0].repeat(group, 1, 1)
+
+
 def _slots(batch: PagedBatch, group: list[_Sequence]) -> Tensor:
     """The places in a pool of each sequence's visible keys, [N, longest], padded by its last."""
     device = batch.block_tables.device
@@ -202,9 +218,15 @@ def _together(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, attend: Attend) -
 
 
 def _in_blocks(
-    q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, window: int | None, attend: Attend
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk: Chunk,
+    mask: Tensor,
+    window: int | None,
+    attend: Attend,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Row ranges of a chunk with their results [rows, heads, v_dim]."""
+    """Row ranges of a chunk with their results [rows, heads, v_dim]; mask: see `_block_mask`."""
     heads, kv_heads = q.shape[1], k.shape[1]
     group = heads // kv_heads
     k, v = (t.transpose(0, 1)[None] for t in (k, v))
@@ -215,12 +237,11 @@ def _in_blocks(
         first = 0 if window is None else max(0, start + offset - window + 1)
         keys = slice(first, rows.stop + offset)
         queries = q[rows].view(count, kv_heads, group, -1).permute(1, 2, 0, 3)
-        mask = _mask([(count, keys.stop - first)], window, q.dtype, q.device)
         result = attend(
             queries.reshape(1, kv_heads, group * count, -1),
             k[:, :, keys],
             v[:, :, keys],
-            mask.repeat(1, 1, group, 1),
+            mask[:, -count:, first - keys.stop :].reshape(1, 1, group * count, -1),
         )
         result = result.view(kv_heads, group, count, -1).permute(2, 0, 1, 3)
         yield rows, result.reshape(count, heads, -1)

@@ -166,6 +166,18 @@ def test_chunks_of_equal_size_share_a_bucket(
 
 
 @DEVICES
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_chunks_of_one_step_see_what_is_theirs_in_layers_of_any_window(
+    device: str, dtype: torch.dtype
+) -> None:
+    lengths = [(0, 150), (40, 70), (3, 200), (250, 1), (0, 65)]
+    p = paged_problem(lengths, kv_heads=2, group=3, dtype=dtype, device=device)
+    for window in (None, 5, 100, None):
+        expected = attention_without_pages(p, 0.3, window, None, None)
+        assert_close(attention(p, window=window), expected, dtype)
+
+
+@DEVICES
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_nan_of_one_sequence_reaches_no_other(device: str, softcap: float | None) -> None:
     p = paged_problem([(5, 1), (9, 1), (3, 6), (2, 6)], device=device)
