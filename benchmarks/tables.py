@@ -226,6 +226,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "smoke": partial(smoke, "smoke"),
     "rivals": partial(rivals, "rivals", ""),
+    "rivals_float32": partial(
+        rivals, "rivals-float32", " --dtype float32 --sides vllm,llama.cpp,weft"
+    ),
     "startup": startup,
     "loads": loads,
     "serving": partial(serving, "serving", "s-lora*;cold;prefix*"),
@@ -234,6 +237,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "swap_in": swap_in,
     "engine": engine,
     "kernels": partial(kernels, "kernels", "bfloat16", ""),
+    "kernels_float32": partial(kernels, "kernels-float32", "float32", " --dtypes float32"),
 }
 
 
