@@ -75,6 +75,7 @@ class Front:
                 raise
             result = failure.error.code
             await answer_error(failure, request_id, send_with_id)
+            del failure  # whose traceback holds this frame
         finally:
             self._metrics.answered(*_labels(route), status or 499)
 

@@ -109,11 +109,10 @@ class Router:
         if name is None:
             yield Target(self.base_names[0], self.base_names[0], self._base_digest())
             return
-        unknown = ApiError(ErrorCode.MODEL_NOT_FOUND, param="model", values={"model": name[:128]})
         selected = parse(name)
         policy = self._tenants.policy
         if selected is None:
-            raise unknown
+            raise _unknown(name)
         with ExitStack() as held:
             try:
                 leases = [
@@ -125,7 +124,7 @@ class Router:
                     for s in selected
                 ]
             except UnknownAdapter:
-                raise unknown from None
+                raise _unknown(name) from None
             try:
                 yield self._target(name, selected, leases)
             except ApiError as error:
@@ -176,6 +175,10 @@ class Router:
         if name is None:
             return default
         return None if name in self.base_names else name
+
+
+def _unknown(name: str) -> ApiError:
+    return ApiError(ErrorCode.MODEL_NOT_FOUND, param="model", values={"model": name[:128]})
 
 
 def _member(selected: Selected, lease: Lease) -> Member:

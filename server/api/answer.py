@@ -110,7 +110,9 @@ class Answer(Response, ABC):
                 raise
             failure = translate(error)
             log.warning("request %s: the stream ends with %s", self.request_id, failure)
-            await self._event(send, failure.body_bytes(self.request_id), last=True)
+            last = failure.body_bytes(self.request_id)
+            del failure  # whose traceback holds this frame
+            await self._event(send, last, last=True)
 
     async def _answer(self, send: Send) -> None:
         services, request = self.services, self._request

@@ -26,6 +26,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+        del task  # whose failure's traceback holds this frame
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -114,8 +114,10 @@ async def test_nothing_grows(tmp_path: Path) -> None:
     flags += [f"--adapter=shop={folders[0]}", "--kv-cache-memory", "4MiB", "--keep-versions", 2]
     with WeftProcess("serve", model, *flags, state=tmp_path) as process:
         assert process.url
-        async with httpx.AsyncClient(base_url=process.url, timeout=60) as client:
+        one = httpx.Limits(max_connections=1)  # idle ones would be descriptors of the server's
+        async with httpx.AsyncClient(base_url=process.url, timeout=60, limits=one) as client:
             visitors = Visitors(process, client, folders)
+            await visitors.footprint()  # a first look makes series about looking
             await visitors.ask(WARM)
             before = await visitors.footprint()
             await visitors.ask(REQUESTS)
