@@ -225,6 +225,7 @@ def methods() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "smoke": partial(smoke, "smoke"),
+    "smoke_float32": partial(smoke, "smoke-float32"),
     "rivals": partial(rivals, "rivals", ""),
     "rivals_float32": partial(
         rivals, "rivals-float32", " --dtype float32 --sides vllm,llama.cpp,weft"
