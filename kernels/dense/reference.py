@@ -26,8 +26,11 @@ def sparse_add_(y: Tensor, x: Tensor, table: SlotTable[CompressedRows], segments
         inputs = x[rows].to(sparse.values.dtype)
         if len(inputs) < _MANY_ROWS:
             matrix = sparse.matrix(x.shape[1])
-            for part, own in zip(y[rows], inputs, strict=True):
-                part.add_(matrix @ own)
+            sums = y[rows].to(inputs.dtype)
+            for part, own in zip(sums, inputs, strict=True):
+                part.addmv_(matrix, own)
+            if y.dtype != sums.dtype:
+                y[rows] = sums
         else:  # each feature of y is the sum of a bag of weighted features of x
             added = embedding_bag(
                 sparse.columns,
