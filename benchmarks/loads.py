@@ -7,7 +7,7 @@ cold     first token of a version that is on disk only, to the load's own time a
 third    the longest wait for a third version while two hot ones fill the pool
 cycle    first token where the versions in use need twice the pool, to a pool that holds them all
 
-Writes results/loads.json and prints the table.
+Writes results/loads.json, or results/loads-MODEL-DTYPE.json of another base, and prints the table.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import machine
+import torch
 import typer
 import workload
 from rich.console import Console
@@ -37,6 +38,7 @@ from weft.server.engine.messages import EngineConfig, Generate, Sampling
 BASES = {"embedded": workload.embedded, "half-billion": workload.qwen_half_billion}
 RANK = 16
 PROMPT_TOKENS = 16
+THREADS = 1
 WARM = 8
 LOADED = 24
 console = Console(width=120)
@@ -92,7 +94,7 @@ async def serving(
                 store=folder,
                 prefix_caching=False,
                 max_num_seqs=32,
-                threads=1,
+                threads=THREADS,
                 kv_cache_memory=256 << 20,
                 adapter_memory=pool * size,
                 adapter_host_memory=host,
@@ -244,13 +246,14 @@ def main(
     swaps: Annotated[bool, typer.Option(help="ask the last two questions too")] = True,
 ) -> None:
     """Runs them and writes the results file."""
+    torch.set_num_threads(THREADS)
     base = BASES[model]()
     adapters = workload.random_adapters(base, LOADED, RANK)
     results = asyncio.run(_loading(base, adapters, loads, window, turns, core))
     if swaps:
         results |= asyncio.run(_swapping(base, adapters, window, core))
     results = {"model": model, "rank": RANK, "loads_per_minute": loads, "core": core} | results
-    name = "loads" if model == "embedded" else f"loads-{model}"
+    name = "loads" if model == "embedded" else f"loads-{model}-{results['dtype']}"
     console.print(f"written: {machine.write_results(name, results)}")
     _print(results)
 
@@ -265,6 +268,7 @@ async def _loading(
 ) -> dict[str, Any]:
     async with serving(base, adapters, LOADED, core) as server:
         return {
+            "dtype": server.client.info.dtype,
             "cold": await cold(server, 10),
             "beside": await beside(server, loads, window, turns),
         }

@@ -55,14 +55,15 @@ def startup() -> str:
 def loads() -> str:
     """Times between tokens while versions are loaded, to the quiet ones."""
     rows = []
-    for file in ("loads", "loads-half-billion"):
+    for file in ("loads", "loads-half-billion-bfloat16", "loads-half-billion-float32"):
         found = results(file)
         beside, cold = found["beside"], found["cold"]
         ratios = (f"{beside[key]:.2f}" for key in ("ratio_p50", "ratio_p99"))
         steps = f"{cold['steps_beyond_load_p50']:.1f}"
-        rows.append((MODELS[found["model"]], *ratios, steps))
-    head = ("base", "p50 to quiet", "p99 to quiet", "first token of a cold adapter, in steps")
-    return table("python benchmarks/loads.py --core 1", found, head, rows)
+        rows.append((in_dtype(found), found["machine"]["date"], *ratios, steps))
+    columns = ("p50 to quiet", "p99 to quiet", "first token of a cold adapter, in steps")
+    head = ("base", "|on", *columns)
+    return table("python benchmarks/loads.py --core 1", results("loads"), head, rows)
 
 
 def serving(file: str, workloads: str) -> str:
