@@ -20,7 +20,7 @@ from weft_process import WeftProcess
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 REQUESTS, WARM = int(os.environ.get("WEFT_REQUESTS", "12000")), 4000
-CLIENTS, EACH_REPLACEMENT = 16, 100
+CLIENTS, EACH_REPLACEMENT, TEXTS = 16, 100, 100
 MOST_GROWN = 1 << 20
 """Bytes of either process in 10,000 requests."""
 
@@ -49,6 +49,8 @@ class Visitors:
         self._client = client
         self._folders = folders
         self._random = Random(11)
+        # More of them would fill the cache that a tokenizer keeps of 10,000 words.
+        self._texts = [f"{self._random.random()}" for _ in range(TEXTS)]
         self._left = 0
 
     async def ask(self, count: int) -> None:
@@ -80,7 +82,7 @@ class Visitors:
 
     async def _visit(self, kind: str) -> None:
         model = f"nobody-{self._random.random()}" if kind == "unknown" else "shop"
-        body = {"model": model, "prompt": f"{self._random.random()}", "max_tokens": 3}
+        body = {"model": model, "prompt": self._random.choice(self._texts), "max_tokens": 3}
         body |= {"stream": kind == "streamed", "ignore_eos": True}
         if kind == "wrong":
             body["max_tokens"] = "three"
