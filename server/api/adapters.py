@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Path as PathParameter
 from msgspec import structs
 from pydantic import Field
 
@@ -85,6 +86,11 @@ def describe(services: Services, tenant: TenantContext, adapter: Adapter) -> Jso
     }
 
 
+def _shared_name(name: str, sharer: Annotated[str, PathParameter(alias="owner")]) -> AdapterName:
+    """What a path calls another tenant's adapter, in words of a request."""
+    return AdapterName(sharer, name)
+
+
 @router.get("")
 async def list_adapters(
     request: Request,
@@ -118,11 +124,13 @@ async def show_adapter(request: Request, name: str) -> Response:
 
 
 @router.get("/{owner}/{name}")
-async def show_shared_adapter(request: Request, owner: str, name: str) -> Response:
+async def show_shared_adapter(
+    request: Request, adapter: Annotated[AdapterName, Depends(_shared_name)]
+) -> Response:
     """What another tenant shares with the caller: the versions that answer for it now."""
     services, tenant = services_of(request), request.state.tenant
-    adapter = AdapterName(owner, name)
-    ends = services.registry.ends(services.tenants.policy.owner(tenant, adapter), name)
+    owner = services.tenants.policy.owner(tenant, adapter)
+    ends = services.registry.ends(owner, adapter.name)
     if not ends:
         raise UnknownAdapter(str(adapter))
     return _led_to(services, "shared", adapter, ends)
