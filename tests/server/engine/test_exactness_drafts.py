@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from drafts import foretell, make_reckless
-from engines import TENANT, greedy, run, store_of, tiny_engine
+from engines import TENANT, greedy, load, run, store_of, tiny_engine
 from every_method import BEGINNING, INVOCATION
 from exactness import TOLERANCE, Oracle, answers_of, assert_same, prompts, token_bytes
 from peft_adapters import save_lora
@@ -25,6 +25,7 @@ from weft.server.engine.messages import (
     EngineConfig,
     Event,
     Generate,
+    Loaded,
     Sampling,
     TokenLogprobs,
     Tokens,
@@ -138,10 +139,11 @@ def test_drafts_change_no_answer(
     prompt_of = {request.id: request.prompt for request in requests}
     whole = [(*prompt_of[name], *child.tokens) for (name, _), child in expected.items()]
     with tiny_engine(tmp_path, arch, speculation="ngram", **config) as engine:
+        bring_in(engine, requests)
         make_reckless(engine, random)
         assert_same_told(run(engine, *requests), expected)
         drafting = engine.scheduler.drafting
-        assert drafting.accepted > 10  # of their own text; what is foretold is often wrong
+        assert drafting.drafted - 10 > drafting.accepted > 10
         for truth in (0.9, 0.3):
             foretell(monkeypatch, whole, random, truth)
             before = drafting.drafted, drafting.accepted
@@ -150,6 +152,12 @@ def test_drafts_change_no_answer(
             assert drafted - 20 > accepted > 20
         assert (engine.scheduler.preemptions > 0) == (settings == "preempted")
         assert (engine.scheduler.tables.prefix_hits > 0) == config.get("prefix_caching", True)
+
+
+def bring_in(engine: Engine, requests: list[Generate]) -> None:
+    """Loads all adapters, so that who runs beside whom does not depend on when one arrives."""
+    for digest in sorted({part.digest for request in requests for part in request.blend}):
+        assert isinstance(load(engine, digest), Loaded)
 
 
 def assert_same_told(events: list[Event], expected: dict[tuple[str, int], Told]) -> None:
