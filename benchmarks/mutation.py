@@ -54,10 +54,10 @@ def _server(*names: str) -> tuple[str, ...]:
 AREAS = {
     "registry": {
         "adapters/registry": _adapters("registry", "aliases", "registry_restarts"),
-        "adapters/catalogue": _adapters("registry", "aliases", "registry_histories"),
+        "adapters/catalogue": _adapters("registry", "aliases", "registry_restarts"),
         "adapters/directory": _adapters("registry", "aliases"),
-        "adapters/ledger": _adapters("registry", "registry_restarts", "registry_histories"),
-        "adapters/custody": _adapters("registry", "registry_restarts", "registry_histories"),
+        "adapters/ledger": _adapters("registry", "registry_restarts", "aliases"),
+        "adapters/custody": _adapters("custody", "registry", "registry_restarts", "aliases"),
         "adapters/holds": _adapters("holds", "registry"),
         "adapters/retention": _adapters("retention", "aliases"),
         "adapters/aliases": _adapters("aliases"),
