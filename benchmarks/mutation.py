@@ -50,14 +50,15 @@ def _server(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/server/test_{name}.py" for name in names)
 
 
+_REGISTRY = _adapters("registry", "registry_restarts", "aliases", "registry_histories")
 # Of each area the modules, without `.py`, and each one's own tests.
 AREAS = {
     "registry": {
         "adapters/registry": _adapters("registry", "aliases", "registry_restarts"),
-        "adapters/catalogue": _adapters("registry", "aliases", "registry_restarts"),
+        "adapters/catalogue": _REGISTRY,
         "adapters/directory": _adapters("registry", "aliases"),
-        "adapters/ledger": _adapters("registry", "registry_restarts", "aliases"),
-        "adapters/custody": _adapters("custody", "registry", "registry_restarts", "aliases"),
+        "adapters/ledger": _REGISTRY,
+        "adapters/custody": ("tests/adapters/test_custody.py", *_REGISTRY),
         "adapters/holds": _adapters("holds", "registry"),
         "adapters/retention": _adapters("retention", "aliases"),
         "adapters/aliases": _adapters("aliases"),
