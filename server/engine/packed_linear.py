@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from weft.kernels.opaque import RowOperator
 from weft.server.engine import hardware
 
 _SMALLEST = 100_000
@@ -37,18 +38,23 @@ class PackedLinear(nn.Linear):
         self._fewest = _FEWEST_ROWS[linear.weight.dtype]
         self._most = _MOST_ROWS[linear.weight.dtype]
         self._packed: Tensor = _mkldnn()._reorder_linear_weight(linear.weight, _EXPECTED_ROWS)
+        self._operator = RowOperator(self.product, self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]; returns [..., out_features]."""
+        return self._operator(x) if torch.compiler.is_compiling() else self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """What `forward` gives, computed now."""
         rows = x.numel() // self.in_features
         if self.weight is not self._source or rows > self._most:
             return super().forward(x)
         if rows >= self._fewest:
-            return self._product(x)
+            return self._packed_product(x)
         padded = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, self._fewest - rows))
-        return self._product(padded)[:rows].view(*x.shape[:-1], self.out_features)
+        return self._packed_product(padded)[:rows].view(*x.shape[:-1], self.out_features)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _packed_product(self, x: Tensor) -> Tensor:
         y: Tensor = _mkldnn()._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return y
 
