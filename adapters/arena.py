@@ -123,6 +123,12 @@ class Installation:
             self._copied = self._stream.record_event()
         return copied * itemsize
 
+    def leave(self) -> list[Packed]:
+        """What was copied, which nothing here refers to any more; call it last."""
+        held = [self._packed]
+        del self._packed
+        return held
+
     def finish(self) -> bool:
         """Publishes the version if its last byte has arrived; returns whether it has."""
         if self._runs or (self._copied is not None and not _happened(self._copied)):

@@ -18,7 +18,8 @@ from weft.adapters.packed import Packed
 from weft.adapters.tenancy import NOBODY, TenantContext
 
 _log = logging.getLogger(__name__)
-_Task = tuple[str, TenantContext, Future[Packed]]
+_Task = tuple[str, TenantContext, Future[Packed]] | list[Packed]
+"""A load, or what is to be let go of."""
 
 
 class HostTier:
@@ -46,11 +47,13 @@ class HostTier:
         while self.used > self.capacity:
             self.remove(next(iter(self._plans)))
 
-    def remove(self, digest: str) -> None:
-        """Forgets the plan if it is here."""
+    def remove(self, digest: str) -> list[Packed]:
+        """Forgets the plan, and returns it if it was here."""
         packed = self._plans.pop(digest, None)
-        if packed is not None:
-            self.used -= packed.nbytes
+        if packed is None:
+            return []
+        self.used -= packed.nbytes
+        return [packed]
 
     def sizes(self) -> dict[str, int]:
         """Bytes by digest."""
@@ -113,8 +116,12 @@ class Loader:
     def forget(self, digest: str) -> None:
         """Drops the version from the host, and gives its load up."""
         with self._lock:
-            self._host.remove(digest)
+            self.let_go(self._host.remove(digest))
         self.give_up(digest)
+
+    def let_go(self, held: list[Packed]) -> None:
+        """Empties the list in one of the threads: to unmap a plan takes its part of a step."""
+        self._queue.put(held)
 
     def give_up(self, digest: str) -> None:
         """Nobody waits for a load any more: it does not begin, or ends soon and is not kept."""
@@ -140,6 +147,9 @@ class Loader:
         # two products, the engine's as well: a small one then takes twenty times as long.
         torch.set_num_threads(1)
         while (task := self._queue.get()) is not None:
+            if isinstance(task, list):
+                task.clear()
+                continue
             self._run(*task)
             del task
             self._notify()

@@ -338,6 +338,7 @@ class Residency:
             self._pool.commit(digest)
             self._awaited.add(digest)
             self._installing = None
+            self._loader.let_go(installation.leave())
         elif not copied:
             return budget
         return copied

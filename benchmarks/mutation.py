@@ -24,7 +24,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from machine import results_path, write_results
+from machine import fingerprint, results_path, write_results
 from mutants import Mutant, mutants
 
 ROOT = Path(__file__).parent.parent
@@ -50,14 +50,15 @@ def _server(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/server/test_{name}.py" for name in names)
 
 
+_REGISTRY = _adapters("registry", "registry_restarts", "aliases", "registry_histories")
 # Of each area the modules, without `.py`, and each one's own tests.
 AREAS = {
     "registry": {
         "adapters/registry": _adapters("registry", "aliases", "registry_restarts"),
-        "adapters/catalogue": _adapters("registry", "aliases", "registry_histories"),
+        "adapters/catalogue": _REGISTRY,
         "adapters/directory": _adapters("registry", "aliases"),
-        "adapters/ledger": _adapters("registry", "registry_restarts", "registry_histories"),
-        "adapters/custody": _adapters("registry", "registry_restarts", "registry_histories"),
+        "adapters/ledger": _REGISTRY,
+        "adapters/custody": ("tests/adapters/test_custody.py", *_REGISTRY),
         "adapters/holds": _adapters("holds", "registry"),
         "adapters/retention": _adapters("retention", "aliases"),
         "adapters/aliases": _adapters("aliases"),
@@ -166,10 +167,11 @@ def tried(module: str, tests: Tests, each: int, seed: int, source: str) -> dict[
 
 
 def keep(module: str, found: dict[str, Any]) -> None:
-    """Writes what became of a module beside the others, and the share found in each area."""
+    """Writes what became of a module, and when, beside the others; each area's share found."""
     results = results_path(NAME)
     modules = json.loads(results.read_text())["modules"] if results.exists() else {}
-    modules[module] = found
+    machine = fingerprint()
+    modules[module] = found | {key: machine[key] for key in ("date", "commit")}
     areas = {}
     for name, area in AREAS.items():
         of_area = [modules[module] for module in area if module in modules]

@@ -3,10 +3,13 @@
 import os
 
 import pytest
+from examples import examples
 from hypothesis import settings
 
 # Deterministic, and without a time limit per example: the first call of a torch op is slow.
-settings.register_profile("suite", deadline=None, derandomize=True, print_blob=False)
+settings.register_profile(
+    "suite", max_examples=examples(100), deadline=None, derandomize=True, print_blob=False
+)
 settings.register_profile("interpreted", settings.get_profile("suite"), max_examples=12)
 settings.register_profile("other seeds", settings.get_profile("suite"), derandomize=False)
 settings.load_profile("suite")

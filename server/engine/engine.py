@@ -85,9 +85,10 @@ class Engine:
         self._plan = StepPlan(())
         self._stats_due = self._check_due = 0.0
         self._broken: tuple[str, ...] = ()
-        self.scheduler.add(self._loads.base())
-        while self.busy:
-            self.step()
+        for request in self._loads.base():
+            self.scheduler.add(request)
+            while self.busy:
+                self.step()
 
     @classmethod
     def load(
@@ -253,11 +254,18 @@ class Engine:
         first = 0
         for item in plan.sampling:
             if item.seq.request.id in self._loads:
-                self._loads.observe(item.seq.request.id, chosen[first])
+                self._observe(item, chosen[first])
             count = 1 + len(item.drafts)
             runs[item.seq] = accepted(list(islice(choices, count)), item.drafts)
             first += count
         return runs
+
+    def _observe(self, item: Scheduled, logits: Tensor) -> None:
+        """Looks at a canary's logits, or keeps what all canaries begin with."""
+        if self._loads.begins(item.seq.request.id):
+            self._model.keep(item)
+        else:
+            self._loads.observe(item.seq.request.id, logits)
 
     def _sample_rows(self, item: Scheduled) -> Iterator[SampleRow]:
         """Its last row, and each draft's as if the drafts were part of the answer."""

@@ -1,12 +1,15 @@
 """Load commands under way: each ends when its version has answered a canary, or was refused.
 
 A canary is an ordinary request of one token that the scheduler runs like any other, so that a load
-is answered only by a version that really computes, and decoding goes on meanwhile.
+is answered only by a version that really computes, and decoding goes on meanwhile. It goes on from
+the base's own keys and values of all but the last token of its text, so that it costs one row.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from msgspec import structs
 from torch import Tensor
 
 from weft.adapters.blend import alone
@@ -19,13 +22,14 @@ from weft.server.engine.residency import error_code
 from weft.server.engine.sequence import Sequence
 
 CANARY_TENANT = TenantContext("_canary")
+_BEGINNING = "canary-beginning"
 _BASE = "canary-base"
-_PACE = 2  # rows of a canary in a step: answers beside it do not wait noticeably longer
+_PACE = 2  # rows in a step: answers beside them do not wait noticeably longer
 _WEIGHTS = "adapter_model.safetensors"
 _LEAD = "adapter_config.json: num_virtual_tokens"
 _NO_EFFECT = "its logits equal the base model's: it has no effect"
 _DIFFERS = "finite logits that differ from the base's"
-_ABSENT = "the base's logits, as none of its tokens are in it"
+_ABSENT = "the base's logits, as its last token is none of those trained"
 _TOO_LONG = "leaves no room for a prompt in the context or the KV cache of this server"
 
 
@@ -50,11 +54,18 @@ class Loads:
         self._loads: dict[str, _Load] = {}
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._loads or request_id == _BASE
+        return request_id in self._loads or request_id in (_BEGINNING, _BASE)
 
-    def base(self) -> Generate:
-        """The canary of the base itself, run once before any load."""
-        return self._canary(_BASE, None)
+    def base(self) -> Iterator[Generate]:
+        """What is run once before any load: the beginning of all canaries, then the base's own."""
+        whole = self._canary(_BASE, None)
+        if whole.kept:
+            yield structs.replace(whole, id=_BEGINNING, prompt=whole.prompt[: whole.kept], kept=0)
+        yield whole
+
+    def begins(self, request_id: str) -> bool:
+        """Whether canaries go on from what that request computed."""
+        return request_id == _BEGINNING
 
     def canary_of(self, call_id: str) -> str:
         """The id of a load's canary; any other id is returned as it is."""
@@ -107,6 +118,7 @@ class Loads:
             blend=alone(adapter),
             sampling=Sampling(max_tokens=1, temperature=0.0, ignore_eos=True),
             invoked=True,
+            kept=len(self._text.tokens) - 1,
             pace=_PACE,
         )
 

@@ -81,7 +81,10 @@ class Generate(Message, frozen=True, kw_only=True):
     """A request: `n` continuations of `prompt` by the versions of `blend`.
 
     invoked: the adapter computes all rows, also one that waits for its invocation tokens
-    pace: most rows of its prompt in a step, so that others do not notice it; None for any number
+    kept: leading tokens of the prompt whose keys and values of the base the engine keeps; they are
+        computed by the adapter only where it puts positions before them
+    pace: most rows of its prompt in a step in which others decode, so that these do not notice it;
+        such a step has no more than one paced request's. None for any number
     """
 
     id: str
@@ -91,6 +94,7 @@ class Generate(Message, frozen=True, kw_only=True):
     blend: Blend = BASE
     n: int = 1
     invoked: bool = False
+    kept: int = 0
     pace: int | None = None
 
 
@@ -218,7 +222,8 @@ class LoadReport(Message, frozen=True, kw_only=True):
     exclusive: those of the targets to which it does more than add, so that no other version can
     delta_bytes: those of dense and sparse deltas and of whole parameters
     virtual_tokens: positions that stand before a prompt and count against the context
-    canary_text: what both were given; empty where the base has no tokenizer to say it with
+    canary_text: what both were given; empty where the base has no tokenizer to say it with. The
+        version computes its last token, and where it puts positions before it all of them
     canary_difference: largest absolute difference from the base's logits after it
     canary_shift: how much of the next token's probability moves to other tokens, 0 to 1
     delta_norms: norms of the updates over those of the weights that they change, by layer

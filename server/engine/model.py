@@ -34,7 +34,7 @@ from weft.server.engine.packed_linear import pack_linears
 from weft.server.engine.prefixes import PrefixCopies
 from weft.server.engine.quantization import Quantization
 from weft.server.engine.self_test import Reference, SelfTest, check_model, computed, twin
-from weft.server.engine.step_plan import StepPlan
+from weft.server.engine.step_plan import Scheduled, StepPlan
 from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,10 @@ class ModelHost:
     def place(self, plan: StepPlan) -> None:
         """Puts what the adapters bring into the cache, as the plan says; see PrefixCopies."""
         self.prefixes.place(plan)
+
+    def keep(self, item: Scheduled) -> None:
+        """Keeps the KV of what was just computed, for requests that begin with it."""
+        self.prefixes.keep(item)
 
     def build(self, plan: StepPlan) -> StepBatch:
         """The tensors of a plan that is not empty."""

@@ -100,7 +100,7 @@ class PageTables:
     def admit(self, seq: Sequence) -> bool:
         """Gives `seq` pages for all its positions and says in it what is computed already.
 
-        What its adapter brings counts as computed: its next step begins with copying it, and only
+        What is brought to it counts as computed: its next step begins with copying it, and only
         then can it be shared. False, and nothing taken, unless a page stays available for each
         running sequence of the same pages to grow into.
         """
@@ -114,7 +114,7 @@ class PageTables:
         seq.pages = shared + pool.take(fresh)
         seq.published = len(shared)
         found = len(shared) * self.page_size
-        seq.computed = max(found, seq.traits.prefix)
+        seq.computed = max(found, seq.brought)
         seq.uncopied = seq.computed - found
         partition.running += 1
         self._places[seq] = partition

@@ -1,8 +1,9 @@
-"""How the keys and values that adapters bring get into the pages of sequences. Decides nothing."""
+"""How keys and values that are not computed get into the pages of sequences. Decides nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from weft.adapters.module_tables import ModuleTables
 from weft.adapters.operations import AttentionPrefix
@@ -13,7 +14,7 @@ from weft.server.engine.step_plan import Scheduled, StepPlan
 
 
 class PrefixCopies:
-    """Copies a prefix, in each layer, from the adapters' arena to the KV cache."""
+    """Copies an adapter's prefix, or what was kept, to the KV cache in each layer."""
 
     def __init__(self, spec: KVSpec, tables: Mapping[str, ModuleTables], page_size: int) -> None:
         """tables: of what the slots hold, by the layers' names"""
@@ -21,6 +22,16 @@ class PrefixCopies:
             (layer.module, tables[layer.name].table(AttentionPrefix)) for layer in spec.layers
         ]
         self._page_size = page_size
+        self._kept: list[list[Tensor]] = []  # keys and values of each layer
+
+    @torch.inference_mode()
+    def keep(self, item: Scheduled) -> None:
+        """Remembers what the positions of `item`, which was computed, and those before it hold."""
+        rows = self._rows(item, 0, item.stop)
+        self._kept = [
+            [pool.flatten(0, 1)[rows.to(pool.device)] for pool in pools_of(module)]
+            for module, _ in self._layers
+        ]
 
     def place(self, plan: StepPlan) -> None:
         """Copies what `plan` counts on; to do so again changes nothing."""
@@ -31,11 +42,21 @@ class PrefixCopies:
     @torch.inference_mode()
     def _copy(self, item: Scheduled) -> None:
         first, stop = item.start - item.copies, item.start
-        rows = torch.tensor(places(item.seq, first, stop, self._page_size))
-        for module, table in self._layers:
-            entries = (table.get(share.ref.slot) for share in item.shares)
-            keys, values = next(entry for entry in entries if entry is not None)
+        rows = self._rows(item, first, stop)
+        for (module, _), (keys, values) in zip(self._layers, self._sources(item), strict=True):
             k_pool, v_pool = pools_of(module)
             there = rows.to(k_pool.device)
             k_pool.flatten(0, 1)[there] = keys[first:stop].to(k_pool.dtype)
             v_pool.flatten(0, 1)[there] = values[first:stop].to(v_pool.dtype)
+
+    def _rows(self, item: Scheduled, first: int, stop: int) -> Tensor:
+        return torch.tensor(places(item.seq, first, stop, self._page_size))
+
+    def _sources(self, item: Scheduled) -> Iterator[Iterable[Tensor]]:
+        """Keys and values, [positions, heads, width] each, of every layer."""
+        if not item.seq.lead:
+            yield from self._kept
+            return
+        for _, table in self._layers:
+            entries = (table.get(share.ref.slot) for share in item.shares)
+            yield next(entry for entry in entries if entry is not None)

@@ -172,7 +172,8 @@ class Scheduler:
         self._settle_adapters()
         self._let_claimants_in()
         decodes = self._decodes()
-        prefills = self._prefills(self.limits.max_num_batched_tokens - len(decodes))
+        budget = self.limits.max_num_batched_tokens - len(decodes)
+        prefills = self._prefills(budget, paced=bool(decodes))
         rows = prefills + self.drafting.extend(decodes, alone=not prefills)
         return StepPlan(tuple(sorted(rows, key=attrgetter("order"))))
 
@@ -216,27 +217,29 @@ class Scheduler:
         # A later one's growth may have preempted an earlier one of another tenant.
         return [self._schedule(seq, 1) for seq in ready if seq.status is Status.RUNNING]
 
-    def _prefills(self, budget: int) -> list[Scheduled]:
-        rows = []
+    def _prefills(self, budget: int, *, paced: bool) -> list[Scheduled]:
+        """paced: whether paces count, so that all paced sequences together have one chunk."""
+        rows: list[Scheduled] = []
         begun = [seq for seq in self._running if seq.remaining > 1]
         full: set[object] = set()
 
+        def waits(seq: Sequence) -> bool:
+            return paced and seq.is_paced and any(item.seq.is_paced for item in rows)
+
         def may_begin(seq: Sequence) -> bool:
             is_place = len(self._running) < self.limits.max_num_seqs
-            return is_place and self.tables.crowd_of(seq) not in full
+            return is_place and self.tables.crowd_of(seq) not in full and not waits(seq)
 
-        while budget > 0:
-            seq = self._queue.least_served(begun, may_begin)
-            if seq is None:
-                break
+        while budget > 0 and (seq := self._queue.least_served(begun, may_begin)) is not None:
             if seq.status is Status.RUNNING:
                 begun.remove(seq)
             elif not self._admit(seq):
                 full.add(self.tables.crowd_of(seq))
                 continue
-            count = min(budget, seq.chunk)
-            rows.append(self._schedule(seq, count))
-            budget -= count
+            if not waits(seq):
+                count = min(budget, seq.chunk if paced else seq.remaining)
+                rows.append(self._schedule(seq, count))
+                budget -= count
         return rows
 
     def _can_decode(self, seq: Sequence) -> bool:

@@ -49,7 +49,7 @@ class Sequence:
 
     tokens: the prompt and what was generated
     computed: leading positions that have valid KV in `pages`
-    uncopied: the last so many of those still to be copied, by the next step, from the adapter
+    uncopied: the last so many of those still to be copied, by the next step, from where they are
     traits, base_until: what the adapter asks for; rows of positions below are the base's
     shares: the slots of its adapters while it runs; one that does more than add comes first
     arrival: position in the order of all arrivals; decides who waits and who is preempted
@@ -102,6 +102,11 @@ class Sequence:
         return self.traits.lead
 
     @property
+    def brought(self) -> int:
+        """Leading positions whose KV is there: its adapter's, or the base's that was kept."""
+        return self.traits.prefix if self.lead else self.request.kept
+
+    @property
     def length(self) -> int:
         """Number of known positions."""
         return self.traits.lead + len(self.tokens)
@@ -122,15 +127,20 @@ class Sequence:
         return self.length - self.computed
 
     @property
+    def is_paced(self) -> bool:
+        """Whether others that decode must not notice it."""
+        return self.request.pace is not None
+
+    @property
     def chunk(self) -> int:
-        """The most of them that a step may compute; a paced sequence leaves no single one."""
+        """The most of them that a step beside decodes may compute; a pace leaves no single one."""
         pace = self.request.pace
         return self.remaining if pace is None or self.remaining <= pace + 1 else pace
 
     def adopt(self, traits: Traits) -> None:
         """Learns what its adapter asks for, before it gets any pages."""
         self.traits = traits
-        self.base_until = 0
+        self.base_until = 0 if traits.lead else self.request.kept
         if traits.invocation and not self.request.invoked:
             start = last_occurrence(self.request.prompt, traits.invocation)
             self.base_until = sys.maxsize if start is None else self.lead + start

@@ -20,6 +20,7 @@ def test_holds_are_counted_by_digest_and_removed_once() -> None:
 
 
 def test_a_lease_names_its_version() -> None:
-    version = Version("support", 3, "d" * 64, 8, 0.0, "{}", None)
+    version = Version("support", 3, "d" * 64, 8, 5.0, "{}", None)
     lease = Lease(CTX, version, print)
     assert (lease.id, lease.digest, lease.report) == ("support@3", "d" * 64, "{}")
+    assert lease.created == 5.0

@@ -1,4 +1,5 @@
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,6 +150,17 @@ def test_a_load_that_nobody_waits_for_is_given_up_and_can_be_asked_for_again() -
         assert it.sizes().keys() == {"a"}
     assert told == ["a"]
     assert "b" not in disk.reads
+
+
+def test_plans_are_let_go_of_by_a_thread_of_the_loader() -> None:
+    ends: list[str] = []
+    with loader(Disk()) as it:
+        held = [it.request("a").result(WAIT)]
+        weakref.finalize(held[0], lambda: ends.append(threading.current_thread().name))
+        it.let_go(held)
+        assert not ends, "the host has it still"
+        it.forget("a")
+    assert ends == ["loader-0"]
 
 
 def test_the_end_of_each_load_is_announced() -> None:

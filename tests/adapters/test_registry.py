@@ -294,6 +294,14 @@ def test_a_lease_released_twice_counts_once(state: State, registry: Registry) ->
     leases[1].release()
 
 
+def test_whose_names_have_a_digest_is_told(state: State, registry: Registry) -> None:
+    digest = state.put("b", 1).digest
+    state.put("a", 1, THEIRS)
+    state.put("c", 2)
+    assert registry.names(digest) == (("mine", "b"), ("theirs", "a"))
+    assert registry.names("0" * 64) == ()
+
+
 # ---- damage, and restarts
 
 

@@ -1,8 +1,11 @@
 """The registry over restarts and on disks that fail."""
 
+import errno
 import io
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from weft.adapters.errors import (
     StorageFull,
 )
 from weft.adapters.registry import Registry
+from weft.adapters.retention import Retention
 
 
 @pytest.fixture
@@ -69,6 +73,56 @@ def test_files_that_went_missing_are_named_at_the_next_start(state: State) -> No
 def test_a_second_registry_on_the_folder_is_refused(state: State) -> None:
     with pytest.raises(StateInUse):
         Registry(state.path, state.store)
+
+
+def test_a_start_that_fails_lets_the_file_go(tmp_path: Path) -> None:
+    files = TroubledFiles(DISK_BROKEN, at=-1)
+    state = State(tmp_path, files)
+    state.put("a", 1)
+    state.store.put(adapter(2))
+    state.registry.close()
+    files.at = len(files.operations)
+    with pytest.raises(OSError, match="Input/output") as failure:
+        Registry(state.path, state.store)
+    state.registry = Registry(state.path, state.store)
+    assert failure.value.errno == errno.EIO
+    assert state.registry.lookup(MINE, "a").version == 1
+    state.registry.close()
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_one_without_names(state: State) -> None:
+    digest = state.put("a", 1).digest
+    state.registry.close()
+    for renamed in ("versions", "lost"), ("lost", "versions"):
+        with closing(sqlite3.connect(state.path)) as database:
+            database.execute("ALTER TABLE {} RENAME TO {}".format(*renamed))
+        if renamed[0] == "versions":
+            with pytest.raises(sqlite3.OperationalError, match="versions"):
+                Registry(state.path, state.store)
+    state.registry = Registry(state.path, state.store)
+    assert state.registry.lookup(MINE, "a").digest == digest
+    assert state.store.read(digest)
+
+
+def test_why_versions_failed_is_forgotten_with_the_last_one(state: State) -> None:
+    registry = state.registry
+    state.put("removed", 1)
+    state.put("pruned", 2)
+    for name in ("removed", "pruned"):
+        with registry.lease(MINE, name) as lease:
+            registry.withdraw(lease, "damaged")
+    registry.catch_up()
+    state.put("pruned", 3)
+    state.put("held", 4)
+    with registry.lease(MINE, "held") as lease:
+        for name in ("held", "removed"):
+            registry.remove(MINE, name)
+        registry.withdraw(lease, "damaged")
+    registry.prune(MINE, "pruned", Retention(1))
+    registry.close()
+    with closing(sqlite3.connect(state.path)) as database:
+        assert database.execute("SELECT * FROM failures").fetchall() == []
+    state.registry = Registry(state.path, state.store)
 
 
 def test_a_full_disk_changes_nothing_and_reads_go_on(tmp_path: Path) -> None:

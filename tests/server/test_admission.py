@@ -1,6 +1,7 @@
 """Places: refused at once when full or draining, given back whatever happens."""
 
 import asyncio
+import gc
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from weft.adapters.tenancy import TenantContext
 from weft.server.admission import Admission
 from weft.server.errors import ApiError, ErrorCode
 from weft.server.policy import Policy, Quotas, TenantPolicy
+from weft.server.quotas import Account
 from weft.server.tenants import DEFAULT_TENANT, Tenants
 
 
@@ -82,8 +84,9 @@ async def test_a_request_that_can_never_fit_is_refused(tmp_path: Path) -> None:
 
 async def test_a_server_is_not_ready_while_its_first_adapters_load(tmp_path: Path) -> None:
     with api(tmp_path) as made:
-        made.services.admission.starting = True
         async with made.client() as client:
+            assert (await client.get("/ready")).status_code == 200
+            made.services.admission.starting = True
             assert (await client.get("/ready")).status_code == 503
             assert (await client.get("/health")).status_code == 200
             made.services.admission.starting = False
@@ -164,6 +167,19 @@ def test_a_request_of_more_choices_than_a_share_waits_for_free_places() -> None:
             pass
         with admission.admit(BOLT, 2):
             assert admission.inside == 6
+
+
+def test_nothing_is_remembered_of_strangers_whom_a_proxy_names() -> None:
+    admission = admission_of(2)
+
+    def remembered() -> int:
+        return sum(type(found) is Account for found in gc.get_objects())
+
+    before = remembered()
+    for number in range(20):
+        with admission.admit(TenantContext(f"stranger-{number}"), 1):
+            pass
+    assert remembered() <= before + 1
 
 
 def test_a_tenants_own_line_is_bounded() -> None:

@@ -1,21 +1,25 @@
 """Whatever a client sends: an answer of the catalogue, never a 5xx, and nothing left behind."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import pytest
 from api_server import Api
 from api_server import api as make_api
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from weft.adapters.version import NAME
 from weft.server.api.chat import ChatCompletionRequest, ChatMessage
 from weft.server.api.completions import CompletionRequest
+from weft.server.deadline import HEADER as TIMEOUT
 from weft.server.errors import ErrorCode
+from weft.server.router import ADAPTER_HEADERS
 
 CODES = {code.code for code in ErrorCode}
 SCALARS = (
@@ -69,7 +73,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         made.check()
 
 
-async def answered(api: Api, route: str, body: bytes, **headers: str) -> None:
+async def answered(api: Api, route: str, body: bytes, **headers: Any) -> None:
     headers = {"Content-Type": "application/json", **headers}
     async with api.client() as client:
         got = await client.post(route, content=body, headers=headers)
@@ -80,8 +84,7 @@ async def answered(api: Api, route: str, body: bytes, **headers: str) -> None:
     assert api.services.admission.inside == 0
 
 
-EXAMPLES = int(os.environ.get("WEFT_EXAMPLES", "200"))
-FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=examples(200), suppress_health_check=list(HealthCheck))
 
 
 def dumps(value: Any) -> bytes:
@@ -113,15 +116,42 @@ async def test_bytes_that_are_no_json(api: Api, body: bytes) -> None:
     await answered(api, "/v1/completions", body)
 
 
-HEADER = st.text(st.characters(min_codepoint=33, max_codepoint=255), max_size=80)
+HEADERS = st.sampled_from(
+    ["Authorization", "Content-Type", "If-Match", "X-Request-ID", TIMEOUT, *ADAPTER_HEADERS]
+)
+VALUES = (
+    st.text(st.characters(min_codepoint=33, max_codepoint=255), max_size=80)
+    | st.sampled_from(["0", "1e9", "nan", '"', "application/json;", "Bearer ", "shop@1", "shop:0"])
+).map(lambda text: text.encode("latin-1"))
 
 
 @FUZZ
-@given(HEADER)
-async def test_adapter_headers(api: Api, value: str) -> None:
+@given(st.dictionaries(HEADERS, VALUES, min_size=1, max_size=3))
+async def test_headers(api: Api, headers: dict[str, Any]) -> None:
     body = orjson.dumps({"prompt": "x", "max_tokens": 1})
-    header = value.encode("latin-1").decode("latin-1")
-    await answered(api, "/v1/completions", body, **{"X-Adapter-ID": header.encode("latin-1")})
+    await answered(api, "/v1/completions", body, **headers)
+    await answered(api, "/v1/adapters/shop/rollback", b"", **headers)
+
+
+@settings(FUZZ, max_examples=examples(50))
+@given(st.from_regex(NAME, fullmatch=True) | st.text(min_size=1, max_size=70))
+async def test_names(api: Api, name: str) -> None:
+    """What can be a name is one, everywhere and letter by letter; all else is refused."""
+    path = f"/v1/adapters/{quote(name, safe='')}"
+    ask = {"model": name, "prompt": "x", "max_tokens": 1}
+    async with api.client() as client:
+        put = await client.put(path, json={"path": str(api.folder())})
+        answer = await client.post("/v1/completions", json=ask)
+        listed = (await client.get("/v1/adapters")).json()["data"]
+        await client.delete(path)
+    if NAME.fullmatch(name):
+        assert [put.json()["name"], *(adapter["name"] for adapter in listed)] == [name] * 2
+        assert answer.headers["x-adapter-id"] == f"{name}@{put.json()['version']}"
+    else:
+        assert listed == []
+        for refused in (put, answer):
+            assert 400 <= refused.status_code < 500
+            assert refused.json()["error"]["code"] in CODES
 
 
 @FUZZ

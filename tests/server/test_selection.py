@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from weft.adapters.version import NAME
 from weft.server.errors import ApiError
 from weft.server.selection import AdapterName, Member, Selected, check, parse
 
@@ -42,6 +45,34 @@ def test_words(words: str, expected: list[tuple[str, int | None, float]]) -> Non
 def test_a_slash_names_another_tenants() -> None:
     assert parse("acme/a") == [Selected(AdapterName("acme", "a"), None, 1.0)]
     assert parse("a") == [Selected(AdapterName(None, "a"), None, 1.0)]
+
+
+NAMES = st.from_regex(NAME, fullmatch=True)
+SELECTED = st.builds(
+    Selected,
+    st.builds(AdapterName, st.none() | NAMES, NAMES),
+    st.none() | st.integers(1, 999_999_999),
+    st.integers(1, 100_000).map(lambda thousandths: thousandths / 1000) | st.just(-0.5),
+)
+
+
+def written(selected: Selected) -> str:
+    version = "" if selected.version is None else f"@{selected.version}"
+    return f"{selected.adapter}{version}:{selected.weight:.9f}"
+
+
+@given(st.lists(SELECTED, min_size=1, max_size=8))
+def test_what_is_written_is_read(selected: list[Selected]) -> None:
+    assert parse(",".join(map(written, selected))) == selected
+
+
+@given(st.text() | st.text("ab1@:/.,- ", max_size=12))
+def test_any_words_name_adapters_or_nothing(words: str) -> None:
+    try:
+        found = parse(words)
+    except ApiError:
+        return
+    assert found is None or parse(",".join(map(written, found))) == found
 
 
 @pytest.mark.parametrize(

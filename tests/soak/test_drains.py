@@ -1,4 +1,4 @@
-"""SIGTERM at 20 random moments: nothing new is taken, what runs is finished, the exit is 0."""
+"""SIGTERM at 50 random moments: nothing new is taken, what runs is finished, the exit is 0."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from tiny_models import save_tiny
 from weft_process import WeftProcess
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
-DRAINS, SEEDS, STREAMS, TOKENS = 10, range(2), 12, 600
+DRAINS, SEEDS, STREAMS, TOKENS = 10, range(5), 12, 600
 LATEST = 1.0
 """Seconds after the first requests, of the signal."""
 

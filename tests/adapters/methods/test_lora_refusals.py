@@ -11,6 +11,7 @@ import pytest
 import torch
 from adapted_model import lower_folder
 from adapter_files import edit_config, edit_tensors, read_config, rename_tensors, write_adapter
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft_adapters import save_lora
@@ -383,7 +384,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(data=st.data())
 def test_no_configuration_ends_in_another_error(
     data: st.DataObject, saved: dict[str, Path]

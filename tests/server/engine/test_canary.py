@@ -40,7 +40,9 @@ def test_trained_tokens_are_served_though_the_text_has_none_of_them(tmp_path: Pa
         first, second = (load(engine, store.put(folder)) for folder in (unseen, seen))
     assert isinstance(first, Loaded)
     assert first.report.canary_difference == first.report.canary_shift == 0
-    assert first.report.checks[-1] == "canary: the base's logits, as none of its tokens are in it"
+    assert first.report.checks[-1] == (
+        "canary: the base's logits, as its last token is none of those trained"
+    )
     assert isinstance(second, Loaded)
     assert second.report.canary_difference > 0.01
     assert 0 < second.report.canary_shift <= 1

@@ -227,15 +227,30 @@ class Scripted:
         return self.victims
 
 
-def test_a_drained_adapter_that_left_and_came_back_is_let_in_again() -> None:
-    scripted, clock = Scripted(), Clock()
+def overdue_gate(scripted: Scripted) -> AdapterGate:
+    """One that a sequence of each of the residency's versions came to `PATIENCE` ago."""
+    clock = Clock()
     gate = AdapterGate(scripted, PATIENCE, clock)
-    device, loading, waiting = Presence.DEVICE, Presence.LOADING, Presence.WAITING
-    scripted.presence = {"a0": device, "a1": waiting, "a2": waiting}
-    for number in range(3):
-        asked = request(f"r{number}", adapter=f"a{number}")
+    for number, digest in enumerate(scripted.presence):
+        asked = request(f"r{number}", adapter=digest)
         gate.join(Sequence(asked, 0, number, list(asked.prompt)))
     clock.now += PATIENCE
+    return gate
+
+
+def test_who_was_not_drained_is_let_in_while_room_is_made_for_another() -> None:
+    scripted = Scripted()
+    scripted.presence = {"a0": Presence.WAITING, "a1": Presence.LOADING}
+    gate = overdue_gate(scripted)
+    scripted.presence["a1"] = Presence.DEVICE
+    assert [demand.digest for demand in gate.poll().opened] == ["a1"]
+
+
+def test_a_drained_adapter_that_left_and_came_back_is_let_in_again() -> None:
+    scripted = Scripted()
+    device, loading, waiting = Presence.DEVICE, Presence.LOADING, Presence.WAITING
+    scripted.presence = {"a0": device, "a1": waiting, "a2": waiting}
+    gate = overdue_gate(scripted)
     scripted.victims = ("a0",)
     assert [demand.digest for demand in gate.poll().drained] == ["a0"]
     scripted.victims = ()

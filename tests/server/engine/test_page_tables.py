@@ -144,6 +144,7 @@ def test_a_cache_without_a_page_to_give_is_refused() -> None:
 def test_a_lone_tenant_may_have_all_but_an_eighth() -> None:
     assert PageTables(65, 4, ROOT).parts([TenantContext("a", kv_pages=300)]) == {"a": 56}
     assert PageTables(65, 4, ROOT).parts([TenantContext("a", kv_pages=56)]) == {"a": 56}
+    assert PageTables(8, 4, ROOT).parts([TenantContext("a", kv_pages=300)]) == {"a": 6}
 
 
 def test_one_page_beside_page_0_is_enough() -> None:

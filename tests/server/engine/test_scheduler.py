@@ -38,11 +38,28 @@ def test_a_long_prompt_is_computed_in_chunks_of_what_decodes_leave() -> None:
 def test_a_paced_prompt_is_computed_little_by_little(prompt: int, chunks: list[int]) -> None:
     world = World()
     world.scheduler.add(request("other", 4, 20))
+    world.step()
     world.scheduler.add(structs.replace(request("paced", prompt, 2), pace=2))
     world.run()
     counts = [count for step in world.trace for name, _, _, count in step if name == "paced"]
     assert counts == [*chunks, 1]
     assert world.ended["paced", 0].reason == "length"
+
+
+def test_paced_prompts_take_turns_beside_decodes_and_are_computed_at_once_without() -> None:
+    world = World()
+    world.scheduler.add(request("other", 4, 4))
+    world.step()
+    for name in "abc":
+        world.scheduler.add(structs.replace(request(name, 4, 1), pace=2))
+    steps = [[(name, count) for name, _, count in shape(world.step())] for _ in range(4)]
+    assert steps == [
+        [("other", 1), ("a", 2)],
+        [("other", 1), ("a", 2)],
+        [("other", 1), ("b", 2)],
+        [("b", 2), ("c", 4)],
+    ]
+    world.run()
 
 
 def test_no_more_than_max_num_seqs_run() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 from fake_residency import FakeResidency
+from msgspec import structs
 from scheduling import ROOT, World, adapters, limits, request, shape
 
 from weft.adapters.traits import Traits
@@ -66,6 +67,34 @@ def test_the_full_pages_of_a_prefix_are_shared_once_it_was_copied(root: PrefixRo
     world.run()
     assert set(world.cached.values()) == {0}
     assert world.scheduler.tables.prefix_hits == 0
+
+
+@pytest.mark.parametrize("root", [ROOT, None])
+def test_what_is_kept_of_the_base_is_copied_and_only_the_rest_computed(
+    root: PrefixRoot | None,
+) -> None:
+    world = World(residency=adapters(load_steps=0), root=root)
+    for name in "ab":
+        world.scheduler.add(
+            structs.replace(request(name, tuple(range(8)), 3, adapter="a0"), kept=7)
+        )
+        first = first_plan(world)
+        shared = 4 if root and name == "b" else 0  # a page, which is the base's
+        assert copies(first) == [(name, 7, 7 - shared)]
+        assert [(item.count, item.slots) for item in first.items] == [(1, [0])]
+        world.run()
+        assert world.tokens[name, 0] == [8, 9, 10]
+
+
+@pytest.mark.parametrize(("traits", "begins"), [({"prefix": 10}, 10), ({"embeddings": 3}, 0)])
+def test_nothing_is_kept_for_what_comes_after_positions_of_an_adapter(
+    traits: dict[str, int], begins: int
+) -> None:
+    world = World(residency=bringing(Traits(**traits)))
+    world.scheduler.add(structs.replace(request("a", 8, 3, adapter="a0"), kept=7))
+    assert copies(plan := first_plan(world)) == [("a", begins, begins)]
+    assert plan.rows == 8 + sum(traits.values()) - begins
+    world.run()
 
 
 def test_virtual_tokens_are_computed_and_paid_for_in_chunks() -> None:
