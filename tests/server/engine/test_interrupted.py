@@ -47,7 +47,10 @@ WATCHED = {
     )
 }
 RECOVERS = {"handle", "step", "take_events", "__init__"}
-LOOKS = {"busy", "awaited", "expecting", "check", "running", "waiting", "referenced", "<genexpr>"}
+LOOKS = {
+    *("busy", "awaited", "expecting", "check", "running", "waiting", "referenced"),
+    *("<genexpr>", "<dictcomp>"),
+}
 """What is also called by whoever steps an engine, and changes nothing."""
 
 

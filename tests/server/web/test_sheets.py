@@ -169,7 +169,8 @@ def test_adapters_that_change_no_weights_or_only_tokens(open_page: Open, served:
     assert "It changes no weights." in found["prompt@1"]
     assert "Virtual tokens\t20, of the context, before each prompt" in found["prompt@1"]
     assert "Rank" not in found["prompt@1"]
-    assert "After “Hello” it is the base: none of its tokens are in it." in found["tokens@1"]
+    told = "After “Hello” it is the base: the last token is none of those that it trained."
+    assert told in found["tokens@1"]
 
 
 def test_cards_follow_the_choice(open_page: Open, served: Served) -> None:
