@@ -41,6 +41,12 @@ def test_a_free_place_is_for_who_has_fewest() -> None:
     assert places.admit() == ["f0"]
 
 
+def test_who_has_fewest_comes_before_who_waits_longest() -> None:
+    places: Places[str] = Places(8)
+    assert admitted(places, "a0", "a1") == ["a0", "a1"]
+    assert admitted(places, "a2", "c0") == ["c0", "a2"]
+
+
 def test_who_waits_no_more_gets_none() -> None:
     places: Places[str] = Places(2)
     assert admitted(places, "a0", "a1", "a2") == ["a0"]

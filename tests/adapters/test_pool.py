@@ -110,6 +110,16 @@ def test_a_version_on_its_way_is_neither_acquired_nor_evicted() -> None:
     assert pool.used == 0
 
 
+def test_what_was_on_its_way_is_forgotten_where_it_begins_again() -> None:
+    pool = Pool(64, slots=2)
+    placement = fill(pool, "a", 32)
+    assert pool.reserve("b", [32]) is not None
+    free = pool.begin_again()
+    assert (pool.digests, pool.used, pool.check()) == (("a",), 32, ())
+    assert free == (1 - placement.slot,)
+    assert pool.reserve("b", [32]) is not None
+
+
 def test_a_version_in_use_is_not_dropped() -> None:
     pool = Pool(32, slots=1)
     fill(pool, "a", 32)

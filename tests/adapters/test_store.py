@@ -239,6 +239,10 @@ def test_what_a_failing_disk_keeps_the_next_start_removes(tmp_path: Path) -> Non
     assert not any("leaving" in path for path in files_under(store.root))
 
 
+def test_a_store_that_was_never_used_holds_nothing(tmp_path: Path) -> None:
+    assert Store(tmp_path / "none").digests() == set()
+
+
 def test_many_threads_store_the_same_and_different_versions(store: Store) -> None:
     digests: list[str] = []
     threads = [

@@ -12,6 +12,10 @@ from api_server import Api, adapter_parts, api
 from fake_engine import FakeEngine
 from tenants_files import tenants_file
 
+from weft.server.errors import ApiError
+from weft.server.holdings import Holdings
+from weft.server.policy import Quotas
+
 MIB = 1 << 20
 CHUNK = bytes(MIB // 4)
 FILE_BYTES = 4096  # of a test adapter on the device, as the fake engine says
@@ -71,6 +75,15 @@ async def test_stored_bytes_of_all_versions_the_same_bytes_once(tmp_path: Path) 
         async with made.client(authorization="Bearer a") as client:
             shown = (await client.get("/v1/adapters/a")).json()
             assert [version["version"] for version in shown["versions"]] == [1, 2]
+
+
+def test_who_has_more_than_a_new_quota_allows_may_send_nothing() -> None:
+    holdings = Holdings((), {"one": 5, "other": 3})
+    holdings.check_name(Quotas(adapter_bytes=8), "a")
+    with pytest.raises(ApiError, match="quota_exceeded"):
+        holdings.check_name(Quotas(adapter_bytes=7), "a")
+    assert Holdings((), {}).room(0) == 0
+    assert [holdings.room(limit) for limit in (7, 10, 20)] == [5, 5, 12]
 
 
 class Sent:
