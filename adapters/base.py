@@ -322,6 +322,6 @@ def _weight(read: ReadParameter, name: str, kind: Kind) -> Tensor:
 def _tied(model: nn.Module, targets: Mapping[str, TargetModule]) -> frozenset[str]:
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        if name in targets:
-            names.setdefault(id(module.weight), []).append(name)
+        if name in targets:  # a weight may be read as a new tensor each time; its parameter is one
+            names.setdefault(id(module._parameters["weight"]), []).append(name)
     return frozenset(name for shared in names.values() if len(shared) > 1 for name in shared)

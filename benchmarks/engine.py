@@ -8,9 +8,7 @@ Updates results/engine.json and prints tables.
 """
 
 import json
-import os
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -32,7 +30,6 @@ from weft.adapters.residency import Residency
 from weft.server.engine import engine as engine_module
 from weft.server.engine.attention import PagedLayer
 from weft.server.engine.engine import Engine
-from weft.server.engine.launch import TORCH_SETTINGS
 from weft.server.engine.model import ModelHost
 from weft.server.engine.packed_linear import PackedLinear
 from weft.server.engine.scheduler import Scheduler
@@ -251,6 +248,4 @@ def _table(title: str, *columns: str) -> Table:
 
 
 if __name__ == "__main__":
-    if not TORCH_SETTINGS.keys() <= os.environ.keys():  # torch reads them when it is loaded
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**TORCH_SETTINGS, **os.environ})
     typer.run(main)

@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from weft.server.engine.launch import TORCH_SETTINGS
-
 BOTH = "bfloat16,float32"
+LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Tensors lie on large pages here, as a server's adapters do."""
 console = Console(width=150)
 
 
@@ -130,6 +130,6 @@ def main(
 
 
 if __name__ == "__main__":
-    if not TORCH_SETTINGS.keys() <= os.environ.keys():  # torch reads them when it is loaded
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**TORCH_SETTINGS, **os.environ})
+    if not LARGE_PAGES.keys() <= os.environ.keys():  # torch reads them when it is loaded
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**LARGE_PAGES, **os.environ})
     typer.run(main)

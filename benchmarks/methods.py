@@ -7,9 +7,7 @@ Updates results/methods.json family by family and prints a table. `families.py` 
 """
 
 import json
-import os
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +24,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from weft.adapters.plan import AdapterPlan
-from weft.server.engine.launch import TORCH_SETTINGS
 
 NAME = "methods"
 MIX = "all methods"
@@ -242,6 +239,4 @@ def show(results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if not TORCH_SETTINGS.keys() <= os.environ.keys():  # torch reads them when it is loaded
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**TORCH_SETTINGS, **os.environ})
     typer.run(main)

@@ -29,6 +29,7 @@ from weft.server.app import create_app
 from weft.server.audit.journal import JournalInvalid
 from weft.server.base_folder import BaseNotFound, default_state_dir, find_base
 from weft.server.detokenizer import TokenizerUnusable
+from weft.server.engine import base_digest
 from weft.server.engine.client import (
     EngineClient,
     EngineError,
@@ -216,7 +217,7 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(launch: _Launch) -> None:
-    """Runs engine and server; the tokenizer is read while the engine starts."""
+    """Runs engine and server; tokenizer and base's digest are read while the engine starts."""
     view = launch.view
     engine = EngineClient(
         engine_config(launch.settings, launch.base, launch.store),
@@ -227,6 +228,7 @@ async def _serve(launch: _Launch) -> None:
     ready = asyncio.create_task(engine.start())
     try:
         text = await asyncio.to_thread(_text, launch.base)
+        base_digest.begin(launch.base, launch.store.root)
         services = _services(launch, engine, text)
         services.admission.starting = True
         server = _Server(create_app(services, launch.examples), services, view)

@@ -13,8 +13,6 @@ from weft.server import logs
 from weft.server.engine.connection import socket_pair
 
 STOP_SECONDS = 5.0
-TORCH_SETTINGS = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""Variables of an engine's environment: tensors on large pages, which are read faster in pieces."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def launch_process(log_level: str = "info") -> Launched:
         command,
         pass_fds=[far.fileno()],
         start_new_session=True,
-        env={**TORCH_SETTINGS, **os.environ, logs.VARIABLE: log_level},
+        env={**os.environ, logs.VARIABLE: log_level},
     )
     far.close()
 

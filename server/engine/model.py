@@ -21,6 +21,7 @@ from weft.adapters.out_of_memory import is_out_of_memory
 from weft.kernels.low_rank import arena_dtype
 from weft.server.engine import hardware, probe, quantization, weights
 from weft.server.engine.attention import AttentionStep, use_paged_attention
+from weft.server.engine.base_digest import digest_files, digest_random
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.canary import Canary, canary_of
 from weft.server.engine.checks import ModelTooLarge, ModelUnsupported, check_config, position_limit
@@ -30,17 +31,17 @@ from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_memory import KVLayout, KVSize, choose_size
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
-from weft.server.engine.packed_linear import pack_linears
+from weft.server.engine.packed_linear import begin_packing
 from weft.server.engine.prefixes import PrefixCopies
 from weft.server.engine.quantization import Quantization
 from weft.server.engine.self_test import Reference, SelfTest, check_model, computed, twin
 from weft.server.engine.step_plan import Scheduled, StepPlan
+from weft.server.engine.stored_weights import stored_dtype
 from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)
 SLOTS = 1024
 _THREADS = 3  # beside the one that loads: to read files, to test, and to pack layers
-_DIGEST_CACHE = "base_digest.json"
 _DEFAULT_BUDGET = {"cpu": 512, "cuda": 2048}
 _ADAPTER_SHARE = 0.1
 _LARGEST_DEFAULT_ARENA = 4 * GIB
@@ -166,13 +167,20 @@ class _Source:
             device=self.device,
             progress=progress,
             quantized=self.quantized,
+            stored=self.stored,
         )
+
+    @property
+    def stored(self) -> torch.dtype | None:
+        """The dtype of the files, if large weights are to be left in them and packed from there."""
+        is_widened = self.device.type == "cpu" and self.dtype == torch.float32
+        return stored_dtype(self.folder) if is_widened and self.quantized is None else None
 
     def digest(self, wanted: EngineConfig) -> str:
         if wanted.load_format == "dummy":
-            digest = weights.digest_random(self.folder, wanted.seed)
+            digest = digest_random(self.folder, wanted.seed)
         else:
-            digest = weights.digest_files(self.folder, Path(wanted.store) / _DIGEST_CACHE)
+            digest = digest_files(self.folder, Path(wanted.store))
         return digest if self.quantized is None else self.quantized.digest(digest)
 
     @property
@@ -227,6 +235,7 @@ def _assemble(
 ) -> ModelHost:
     """Wraps the loaded model, tests it, and takes the memory for adapters and the KV cache."""
     ends = beside.threads.submit(weights.end_tokens, source.folder, model)
+    finish_packing = begin_packing(model, beside.threads)
     weight_bytes = quantization.weight_bytes(model)
     weights.spare_padding_checks(model)
     use_paged_attention(model)
@@ -241,7 +250,7 @@ def _assemble(
     )
     progress("self-test", 0, 2)
     reference = beside.reference(model, test, source)
-    pack_linears(model, beside.threads)
+    finish_packing()
     base = BaseModules.of(model, spec.refused, spec.shapes)
     with _memory("the adapters: lower --adapter-memory"):
         values = _arena(wanted, source)
@@ -299,7 +308,7 @@ def _arena(wanted: EngineConfig, source: _Source) -> Tensor:
         share = int(hardware.free_memory(source.device) * _ADAPTER_SHARE)
         size = min(share, _LARGEST_DEFAULT_ARENA)
     hardware.require_free("--adapter-memory", size, source.device)
-    return torch.empty(size // dtype.itemsize, dtype=dtype, device=source.device)
+    return hardware.zeros((size // dtype.itemsize,), dtype, source.device)
 
 
 def _check(

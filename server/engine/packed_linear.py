@@ -6,7 +6,9 @@ computed by MKL, whose results differ by rounding, and which is faster for many 
 """
 
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +17,8 @@ from torch import Tensor, nn
 
 from weft.kernels.opaque import RowOperator
 from weft.server.engine import hardware
+from weft.server.engine.stored_weights import SMALLEST, StoredLinear, widen
 
-_SMALLEST = 100_000
 _EXPECTED_ROWS = 16
 # In bfloat16 oneDNN takes longer for two rows than for four, and no less for one.
 _FEWEST_ROWS = {torch.bfloat16: 4, torch.float32: 1}
@@ -25,19 +27,20 @@ _ROUNDING = {torch.bfloat16: 0.0, torch.float32: 7e-7}  # of the norms of what i
 _SPARE_COPIES = 2
 
 
-class PackedLinear(nn.Linear):
+class PackedLinear(StoredLinear):
     """`linear` with a packed copy of its weight; a weight that replaces its own is used instead."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(
-            linear.in_features, linear.out_features, linear.bias is not None, device="meta"
-        )
-        self.weight = linear.weight
-        self.bias = linear.bias
-        self._source = linear.weight
-        self._fewest = _FEWEST_ROWS[linear.weight.dtype]
-        self._most = _MOST_ROWS[linear.weight.dtype]
-        self._packed: Tensor = _mkldnn()._reorder_linear_weight(linear.weight, _EXPECTED_ROWS)
+        super().__init__(linear)
+        self._source = self._parameters["weight"]
+        dtype = _parameter(linear).dtype
+        self._fewest = _FEWEST_ROWS[dtype]
+        self._most = _MOST_ROWS[dtype]
+        self._packed: list[Tensor] = []
+        self._heights: list[int] = []
+        for _, block in self.blocks():
+            self._packed.append(_mkldnn()._reorder_linear_weight(block, _EXPECTED_ROWS))
+            self._heights.append(len(block))
         self._operator = RowOperator(self.product, self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ class PackedLinear(nn.Linear):
     def product(self, x: Tensor) -> Tensor:
         """What `forward` gives, computed now."""
         rows = x.numel() // self.in_features
-        if self.weight is not self._source or rows > self._most:
+        if self._parameters["weight"] is not self._source or rows > self._most:
             return super().forward(x)
         if rows >= self._fewest:
             return self._packed_product(x)
@@ -55,33 +58,57 @@ class PackedLinear(nn.Linear):
         return self._packed_product(padded)[:rows].view(*x.shape[:-1], self.out_features)
 
     def _packed_product(self, x: Tensor) -> Tensor:
-        y: Tensor = _mkldnn()._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return y
+        if len(self._packed) == 1:
+            return _product(x, self._packed[0], self.bias)
+        bias: Tensor | None = self.bias
+        none = (None,) * len(self._packed)
+        biases = none if bias is None else torch.split(bias, self._heights)
+        parts = zip(self._packed, biases, strict=True)
+        return torch.cat([_product(x, *part) for part in parts], -1)
 
 
-def pack_linears(model: nn.Module, threads: Executor) -> int:
-    """Packs, in place, the large bfloat16 and float32 layers of a model on a CPU.
+def begin_packing(model: nn.Module, threads: Executor) -> Callable[[], int]:
+    """Lets `threads` pack the large bfloat16 and float32 layers of a model on a CPU.
 
-    threads: make the copies, several at a time
-    Returns how many; none where memory is short or this torch cannot: the model then runs as it is.
+    The model stays as it is until the returned call has put them in place, which returns how many
+    they are: none where memory is short or this torch cannot.
     """
     large = {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear
-        and module.weight.dtype in _FEWEST_ROWS
-        and module.weight.device.type == "cpu"
-        and module.weight.numel() >= _SMALLEST
+        if type(module) in (nn.Linear, StoredLinear) and _can_be_packed(module)
     }
-    needed = sum(module.weight.nbytes for module in large.values())
+    needed = sum(_parameter(module).nbytes for module in large.values())
     if needed * _SPARE_COPIES > hardware.free_memory(torch.device("cpu")):
-        return 0
-    count = 0
-    for name, packed in zip(large, threads.map(_Packer(), large.values()), strict=True):
-        if packed is not None:
+        return partial(_put_in_place, model, large, [None] * len(large))
+    return partial(_put_in_place, model, large, threads.map(_Packer(), large.values()))
+
+
+def _put_in_place(
+    model: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    packed_ones: Iterable[PackedLinear | None],
+) -> int:
+    left = []
+    for name, packed in zip(linears, packed_ones, strict=True):
+        if packed is None:
+            left.append(linears[name])
+        else:
             model.set_submodule(name, packed)
-            count += 1
-    return count
+    widen(model, left)
+    return len(linears) - len(left)
+
+
+def _can_be_packed(linear: nn.Module) -> bool:
+    weight = _parameter(linear)
+    is_fit = weight.dtype in _FEWEST_ROWS and weight.device.type == "cpu"
+    return is_fit and weight.numel() >= SMALLEST
+
+
+def _parameter(linear: nn.Module) -> Tensor:
+    weight = linear._parameters["weight"]
+    assert weight is not None
+    return weight
 
 
 class _Packer:
@@ -96,7 +123,7 @@ class _Packer:
     def __call__(self, linear: nn.Linear) -> PackedLinear | None:
         """The packed layer, or None."""
         shape = linear.in_features, linear.out_features
-        kind = *shape, linear.bias is not None, linear.weight.dtype
+        kind = *shape, linear.bias is not None, _parameter(linear).dtype
         if self._exact.get(kind) is False:
             return None
         try:
@@ -111,14 +138,19 @@ class _Packer:
 @torch.inference_mode()
 def _is_exact(packed: PackedLinear, linear: nn.Linear) -> bool:
     """Whether results are the plain layer's, up to rounding of the terms that they are sums of."""
-    weight, bias = linear.weight, linear.bias
-    x = torch.linspace(-1, 1, 3 * linear.in_features, dtype=weight.dtype)
-    x = x.view(3, linear.in_features)
-    difference = (packed(x) - F.linear(x, weight, bias)).abs()
-    terms = x.norm(dim=1)[:, None] * weight.norm(dim=1)
-    if bias is not None:
-        terms = terms + bias.abs()
-    return bool((difference <= _ROUNDING[weight.dtype] * terms).all())
+    dtype = _parameter(linear).dtype
+    x = torch.linspace(-1, 1, 3 * linear.in_features, dtype=dtype).view(3, linear.in_features)
+    difference = (packed(x) - linear.forward(x)).abs()  # others may watch calls of the linear
+    norms = torch.cat([weight.norm(dim=1) for _, weight in packed.blocks()])
+    terms = x.norm(dim=1)[:, None] * norms
+    if linear.bias is not None:
+        terms = terms + linear.bias.abs()
+    return bool((difference <= _ROUNDING[dtype] * terms).all())
+
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = _mkldnn()._linear_pointwise(x, packed, bias, "none", [], "")
+    return y
 
 
 def _mkldnn() -> Any:

@@ -4,7 +4,6 @@ Knows nothing of serving: what comes out computes attention eagerly, as transfor
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from weft.server.engine import quantization
+from weft.server.engine import quantization, stored_weights
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.quantization import Quantization
 
@@ -76,10 +75,12 @@ def load_weights(
     device: torch.device,
     progress: Progress,
     quantized: Quantization | None = None,
+    stored: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """The model with its safetensors weights, in eval mode; raises ModelUnsupported.
 
     quantized: how to, as `Quantization.choose` says; files that are quantised are so without it
+    stored: the dtype of the files, where large weights are to stay in them; see stored_weights
     """
     quantized = quantized or Quantization.choose("none", config, dtype)
     if not any(folder.glob("*.safetensors")):
@@ -87,7 +88,7 @@ def load_weights(
             f"{folder.name} has no .safetensors weights (convert .bin files with transformers' "
             "save_pretrained)"
         )
-    with _reported("weights", progress):
+    with _reported("weights", progress), stored_weights.left_in(stored):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -101,6 +102,8 @@ def load_weights(
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelUnsupported(f"the weights lack {missing[0]}" + _more(missing))
+    if stored is not None:
+        stored_weights.adopt(model, dtype)
     if quantized is None or quantized.is_undone:
         return _ready(model, device)
     return quantization.adopt(model)
@@ -141,35 +144,6 @@ def end_tokens(folder: Path, model: PreTrainedModel) -> tuple[int, ...]:
         ends.update([ids] if isinstance(ids, int) else ids or ())
     chat_end = _tokenizer_end(folder)
     return tuple(sorted(ends if chat_end is None else ends | {chat_end}))
-
-
-def digest_files(folder: Path, cache: Path) -> str:
-    """sha256 over the model's config and weights, in the order of their names.
-
-    `cache` is a file that remembers it for as long as the files' sizes and times stay.
-    """
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    stats = [(str(file.resolve()), file.stat()) for file in files]
-    key = json.dumps([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(cache.read_text())
-        if known["files"] == key:
-            return str(known["digest"])
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
-    partial.write_text(json.dumps({"files": key, "digest": total.hexdigest()}))
-    partial.replace(cache)
-    return total.hexdigest()
-
-
-def digest_random(folder: Path, seed: int) -> str:
-    """sha256 over the config and the seed of weights that are not read from files."""
-    config = (folder / "config.json").read_bytes()
-    return hashlib.sha256(config + f"random weights, seed {seed}".encode()).hexdigest()
 
 
 def _from_config(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

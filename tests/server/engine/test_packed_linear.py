@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from weft.server.engine import hardware
-from weft.server.engine.packed_linear import PackedLinear, pack_linears
+from weft.server.engine.packed_linear import PackedLinear, begin_packing
 
 with_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN computes no bfloat16 here"
@@ -17,7 +17,7 @@ with_bfloat16 = pytest.mark.skipif(
 
 def packed(model: nn.Module) -> int:
     with ThreadPoolExecutor(2) as threads:
-        return pack_linears(model, threads)
+        return begin_packing(model, threads)()
 
 
 def layers(dtype: torch.dtype = torch.float32) -> nn.Sequential:

@@ -1,7 +1,6 @@
 """Finding, reading and naming a base model's files."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -121,23 +120,3 @@ def test_the_tokenizers_end_token_ends_answers_too(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
         assert weights.end_tokens(folder, model) == (2, 77)
-
-
-def test_the_digest_is_remembered_until_a_file_changes(folder: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "store" / "digest.json"
-    digest = weights.digest_files(folder, cache)
-    assert len(digest) == 64
-    cache.write_text(cache.read_text().replace(digest, 64 * "0"))
-    assert weights.digest_files(folder, cache) == 64 * "0"
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    assert weights.digest_files(copy, cache) == digest
-    file = copy / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    assert weights.digest_files(copy, cache) not in (digest, 64 * "0")
-
-
-def test_a_damaged_digest_cache_is_no_harm(folder: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "digest.json"
-    digest = weights.digest_files(folder, cache)
-    cache.write_text("{")
-    assert weights.digest_files(folder, cache) == digest
