@@ -56,7 +56,7 @@ AREAS = {
     "registry": {
         "adapters/registry": _adapters("registry", "aliases", "registry_restarts"),
         "adapters/catalogue": _REGISTRY,
-        "adapters/directory": _adapters("registry", "aliases"),
+        "adapters/directory": _REGISTRY,
         "adapters/ledger": _REGISTRY,
         "adapters/custody": ("tests/adapters/test_custody.py", *_REGISTRY),
         "adapters/holds": _adapters("holds", "registry"),

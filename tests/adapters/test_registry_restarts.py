@@ -104,25 +104,34 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_one_without_names(state: St
     assert state.store.read(digest)
 
 
+def failures(state: State) -> list[tuple[str, str]]:
+    """What its file says of versions that failed; it is closed meanwhile."""
+    state.registry.close()
+    with closing(sqlite3.connect(state.path)) as database:
+        found = database.execute("SELECT * FROM failures").fetchall()
+    state.registry = Registry(state.path, state.store)
+    return found
+
+
 def test_why_versions_failed_is_forgotten_with_the_last_one(state: State) -> None:
     registry = state.registry
-    state.put("removed", 1)
-    state.put("pruned", 2)
-    for name in ("removed", "pruned"):
+    for seed, name in enumerate(("removed", "pruned")):
+        state.put(name, seed)
         with registry.lease(MINE, name) as lease:
             registry.withdraw(lease, "damaged")
     registry.catch_up()
     state.put("pruned", 3)
-    state.put("held", 4)
-    with registry.lease(MINE, "held") as lease:
-        for name in ("held", "removed"):
-            registry.remove(MINE, name)
-        registry.withdraw(lease, "damaged")
+    registry.remove(MINE, "removed")
     registry.prune(MINE, "pruned", Retention(1))
-    registry.close()
-    with closing(sqlite3.connect(state.path)) as database:
-        assert database.execute("SELECT * FROM failures").fetchall() == []
-    state.registry = Registry(state.path, state.store)
+    assert failures(state) == []
+
+
+def test_what_fails_after_its_name_is_gone_is_not_recorded(state: State) -> None:
+    state.put("a", 1)
+    with state.registry.lease(MINE, "a") as lease:
+        state.registry.remove(MINE, "a")
+        state.registry.withdraw(lease, "damaged")
+    assert failures(state) == []
 
 
 def test_a_full_disk_changes_nothing_and_reads_go_on(tmp_path: Path) -> None:
