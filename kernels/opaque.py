@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-LIBRARY = torch.library.Library("weft", "DEF")
+LIBRARY: Any = torch.library.Library("weft", "DEF")  # type: ignore[no-untyped-call]
 """The namespace of weft's operators."""
 
 _NUMBERS = count()

@@ -29,8 +29,8 @@ def compile_decoder(forward: Forward, test: SelfTest, progress: Progress) -> Non
     test: steps to compile for; the cache has room for them, and no slot is filled yet
     Raises ModelUnsupported where torch cannot compile all of it.
     """
-    model = forward.model
-    decoder: Any = model.get_decoder()
+    model: Any = forward.model
+    decoder = model.get_decoder()
     compiled = _Compiled(torch.compile(decoder.forward, dynamic=True, fullgraph=True))
     decoder.__dict__["forward"] = compiled
     batches = [forward.build(plan) for plan in _plans(test)]
