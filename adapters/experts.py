@@ -53,7 +53,7 @@ class AdaptedExperts(Overridable):
         super().__init__(name, base, EXPERT_ROWS, state, arena, slots)
         self._maps = {m.parameter: m for m in maps}
         self._added_to = {
-            parameter: ModuleTables(m, arena, slots, in_use=self._attach)
+            parameter: ModuleTables(m, arena, slots, in_use=self._follow)
             for parameter, m in self._maps.items()
         }
         self.tables |= {m.name: self._added_to[parameter] for parameter, m in self._maps.items()}

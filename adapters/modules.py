@@ -3,7 +3,7 @@
 Knows no files and no requests; which rows belong to which slot is told by the step.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from weft.adapters.base import BaseModules
 from weft.adapters.experts import EXPERT_ROWS, AdaptedExperts
 from weft.adapters.module_tables import Active, ModuleTables
-from weft.adapters.operations import Bottleneck, VirtualTokens
+from weft.adapters.operations import Bottleneck, Operation, VirtualTokens
 from weft.adapters.overridable import Overridable, RowLayout
 from weft.adapters.stages import ATTENTION, sublayer_stages
 from weft.adapters.step_state import StepState, check_rows
 from weft.adapters.sublayers import Residual, Sublayer, sublayers_of
+from weft.kernels.opaque import RowOperator
 from weft.kernels.segments import Segments
 
 _MANY_ROWS = 64
@@ -30,11 +31,14 @@ class Adapted:
     that others cost nothing. One in which no slot of the step has an operation costs a set lookup.
     """
 
-    def __init__(self, base: nn.Module, tables: ModuleTables, state: StepState) -> None:
+    def __init__(self, base: nn.Module, width: int, tables: ModuleTables, state: StepState) -> None:
+        """width: of the rows that the module gives."""
         self.tables = tables
         self.state = state
         self._base = base
         self._forward = base.forward
+        self._attached = self.forward
+        self._operator = RowOperator(self.changed, width, self.dtype_of(base))
         state.watch(self._attach)
 
     def segments(self) -> Segments:
@@ -47,6 +51,10 @@ class Adapted:
 
     def forward(self, x: Tensor) -> Tensor:
         """x: the step's rows in order, as the base module takes them."""
+        return self._operator(x) if torch.compiler.is_compiling() else self.changed(x)
+
+    def changed(self, x: Tensor) -> Tensor:
+        """What `forward` gives, computed now."""
         segments = self.segments()
         active = self.tables.active(segments.slots)
         y = self.computed(x) if active is None else self.adapted(x, active, segments)
@@ -81,6 +89,10 @@ class Adapted:
                 rows = slice(segment.start, segment.stop)
                 y[rows].addcmul_(added[rows], weights[rows, None].to(y.dtype))
 
+    def dtype_of(self, base: nn.Module) -> torch.dtype | None:
+        """Of the rows that the base gives; None: of the rows that it is given."""
+        return None
+
     def rows(self, x: Tensor) -> Tensor:
         """`x` with one row of the step in each row."""
         return x.reshape(-1, x.shape[-1])
@@ -108,7 +120,7 @@ class Adapted:
     def _attach(self, used: bool) -> None:
         """Told whether steps use adapters from now on."""
         if used:
-            self._base.__dict__["forward"] = self.forward
+            self._base.__dict__["forward"] = self._attached
         else:
             self._base.__dict__.pop("forward", None)
 
@@ -132,9 +144,9 @@ class AdaptedHead(AdaptedLinear):
 class AdaptedEmbedding(Adapted):
     """An embedding; x: int64 [...], returns [..., width], virtual tokens as they are brought."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def changed(self, x: Tensor) -> Tensor:
         """x: the step's token ids; any id stands for a virtual token."""
-        y = super().forward(x)
+        y = super().changed(x)
         for virtual in self.state.virtual:
             for slot in virtual.slots:
                 entry = self.tables.table(VirtualTokens).get(slot)
@@ -143,6 +155,11 @@ class AdaptedEmbedding(Adapted):
                     rows = y.view(-1, y.shape[-1])[virtual.rows]
                     rows.copy_(embeddings[virtual.first : virtual.first + len(rows)])
         return y
+
+    def dtype_of(self, base: nn.Module) -> torch.dtype | None:
+        """The table's."""
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        return weight.dtype
 
     def rows(self, x: Tensor) -> Tensor:
         """The ids in one dimension."""
@@ -178,7 +195,8 @@ def adapt(
                 tables[name] = _sublayer_tables(model, sublayers[name], state, arena, slots)
             else:
                 tables[name] = ModuleTables(module, arena, slots)
-            _wrapper(module, is_head=name == base.head)(module, tables[name], state)
+            wrapper = _wrapper(module, is_head=name == base.head)
+            wrapper(module, target.out_features, tables[name], state)
     for name, layout in layouts.items():
         module = model.get_submodule(name)
         maps = [m for m in base.experts.values() if m.module == name and m.refusal is None]
@@ -197,10 +215,17 @@ def _sublayer_tables(
 ) -> ModuleTables:
     """Of the module that the sublayer ends with."""
     module, norm = map(model.get_submodule, (sublayer.output, sublayer.norm))
-    residual = Residual(norm, lambda: networks.any_in(state.segments.slots))
+    residual = Residual(norm)
     queries = state.attended if sublayer.part == "attention" else None
+
+    def begin(used: frozenset[int]) -> None:
+        residual.watch(needed=networks.any_in(used))
+
+    def in_use(kinds: Collection[type[Operation]]) -> None:
+        state.follow(begin, follows=Bottleneck in kinds)
+
     stages = sublayer_stages(module, residual, queries)
-    tables = ModuleTables(module, arena, slots, stages=stages, in_use=residual.watch)
+    tables = ModuleTables(module, arena, slots, stages=stages, in_use=in_use)
     networks = tables.table(Bottleneck)
     return tables
 

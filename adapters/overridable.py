@@ -33,8 +33,8 @@ class RowLayout:
 class Overridable:
     """A module whose rows get the parameters that their slots override.
 
-    The module stays where it is; its forward is replaced for as long as a slot changes it, so
-    that it costs nothing until then.
+    The module stays where it is; its forward is replaced in steps in which a slot changes it, so
+    that others cost nothing.
 
     tables: what slots do to it, by the name of the module or of a part that is changed apart
     """
@@ -48,11 +48,12 @@ class Overridable:
         arena: Tensor,
         slots: int,
     ) -> None:
-        own = ModuleTables(base, arena, slots, in_use=self._attach)
+        own = ModuleTables(base, arena, slots, in_use=self._follow)
         self.tables: dict[str, ModuleTables] = {name: own}
         self.base = base
         self.state = state
         self._forward = base.forward
+        self._attached = self.forward
         self._layout = layout
         self._overrides = own.table(Override)
 
@@ -107,10 +108,15 @@ class Overridable:
         dims = self._layout.arguments
         return len(dims) == len(self._layout.results) == 1 and takes_rows(self.base, dims[0])
 
-    def _attach(self, kinds: Collection[type[Operation]]) -> None:
+    def _follow(self, kinds: Collection[type[Operation]]) -> None:
         """Told which operations slots have in one of the tables."""
-        if any(tables.in_use for tables in self.tables.values()):
-            self.base.__dict__["forward"] = self.forward
+        in_use = any(tables.in_use for tables in self.tables.values())
+        self.state.follow(self._attach, follows=in_use)
+
+    def _attach(self, slots: frozenset[int]) -> None:
+        """Told which slots the next step uses."""
+        if any(tables.any_in(slots) for tables in self.tables.values()):
+            self.base.__dict__["forward"] = self._attached
         else:
             self.base.__dict__.pop("forward", None)
 

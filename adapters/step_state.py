@@ -50,6 +50,7 @@ class StepState:
     queries: Tensor | None = None
     _used: bool = False
     _told: list[Callable[[bool], None]] = field(default_factory=list)
+    _following: set[Callable[[frozenset[int]], None]] = field(default_factory=set)
 
     def begin(
         self,
@@ -65,10 +66,22 @@ class StepState:
             self._used = used
             for tell in self._told:
                 tell(used)
+        if self._following:
+            slots = segments.slots.union(*(layer.segments.slots for layer in layers))
+            for tell_slots in self._following:
+                tell_slots(slots)
 
     def watch(self, tell: Callable[[bool], None]) -> None:
         """Calls `tell` when the next step is the first that uses adapters, or that does not."""
         self._told.append(tell)
+
+    def follow(self, tell: Callable[[frozenset[int]], None], *, follows: bool) -> None:
+        """Calls `tell` with each step's slots from now on, or a last time with none."""
+        if follows:
+            self._following.add(tell)
+        else:
+            self._following.discard(tell)
+            tell(frozenset())
 
     def attended(self) -> Tensor:
         """The queries of the attention whose output is projected now."""

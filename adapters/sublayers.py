@@ -3,14 +3,12 @@
 Named for each class of decoder layers whose code is known; nothing is guessed from names.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-
-from weft.adapters.operations import Bottleneck, Operation
 
 Part = Literal["attention", "feed_forward"]
 
@@ -79,19 +77,16 @@ def sublayers_of(types: Mapping[str, str]) -> tuple[Sublayer, ...]:
 class Residual:
     """The residual stream of one sublayer, seen where its norm is given it.
 
-    Seen only in steps in which `wanted` says so, and watched for only while a slot needs it, so
-    that it costs nothing until then.
+    Watched for only in steps in which a slot needs it, so that others cost nothing.
     """
 
-    def __init__(self, norm: nn.Module, wanted: Callable[[], bool]) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         self._norm = norm
-        self._wanted = wanted
         self._seen: Tensor | None = None
         self._handle: RemovableHandle | None = None
 
-    def watch(self, kinds: Collection[type[Operation]]) -> None:
-        """Tells which operations the sublayer's slots have."""
-        needed = Bottleneck in kinds
+    def watch(self, *, needed: bool) -> None:
+        """Tells whether the next step needs it."""
         if needed and self._handle is None:
             self._handle = self._norm.register_forward_pre_hook(self._see)
         elif not needed and self._handle is not None:
@@ -107,5 +102,5 @@ class Residual:
 
     def _see(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         # Copies of the norm that compute single slots' rows share its hooks.
-        if module is self._norm and self._wanted():
+        if module is self._norm:
             self._seen = args[0]

@@ -57,7 +57,13 @@ class Stepper:
     """
 
     def __init__(
-        self, base: workload.Base, *, rows: int, adapter_memory: int, threads: int
+        self,
+        base: workload.Base,
+        *,
+        rows: int,
+        adapter_memory: int,
+        threads: int,
+        compile_: bool = False,
     ) -> None:
         self._ids = itertools.count()
         self._running: list[str] = []
@@ -72,6 +78,7 @@ class Stepper:
                 adapter_host_memory=1 << 30,
                 page_size=PAGE_SIZE,
                 threads=threads,
+                compile=compile_,
             )
             self.host = ModelHost.load(config, lambda stage, done, total: None)
             with patch.object(Versions, "load", random_version):

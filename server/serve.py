@@ -5,7 +5,6 @@ import contextlib
 import errno
 import itertools
 import logging
-import secrets
 import signal
 import socket
 from collections import Counter
@@ -38,13 +37,14 @@ from weft.server.engine.client import (
     EngineUnavailable,
 )
 from weft.server.engine.launch import Launched
-from weft.server.engine.messages import EngineConfig, EngineInfo
+from weft.server.engine.messages import EngineInfo
+from weft.server.engine_settings import engine_config
 from weft.server.errors import ApiError
 from weft.server.exposure import check_exposure
 from weft.server.heads import LimitedHeads
 from weft.server.library import Installed
 from weft.server.records import Records
-from weft.server.services import Services, base_names
+from weft.server.services import Services
 from weft.server.settings import AdapterSource, Settings
 from weft.server.tenants_file import TenantsInvalid
 from weft.server.tenants_watch import check_pages, follow
@@ -170,31 +170,6 @@ def adapter_sources(settings: Settings) -> list[AdapterSource]:
     if twice:
         raise StartError(f"--adapter: the name {twice[0]} is given twice")
     return sources
-
-
-def engine_config(settings: Settings, base: Path, store: Store) -> EngineConfig:
-    """What the engine needs to know of the settings."""
-    return EngineConfig(
-        model=str(base),
-        store=str(store.root),
-        base_names=(*base_names(settings), settings.model or ""),
-        device=settings.device,
-        dtype=settings.dtype,
-        quantization=settings.quantization,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        kv_cache_memory=settings.kv_cache_memory,
-        adapter_memory=settings.adapter_memory,
-        adapter_host_memory=settings.adapter_host_memory,
-        prefix_caching=settings.enable_prefix_caching,
-        speculation=settings.speculation,
-        prefix_secret=secrets.token_bytes(32),
-        seed=settings.seed,
-        threads=settings.threads,
-        loader_memory=settings.loader_memory,
-        loader_timeout=settings.loader_timeout,
-    )
 
 
 class _Server(uvicorn.Server):

@@ -178,6 +178,11 @@ class Settings(BaseSettings):
         description="Check tokens that stood after an earlier occurrence of an answer's end, "
         "as many at once as is faster; answers stay the same.",
     )
+    compile: bool = Field(
+        False,
+        description="Let torch.compile fuse what the base computes between its products, at the "
+        "start; takes a minute or more, and a C++ compiler.",
+    )
     trust_proxy_header: str | None = Field(
         None, description="Header in which a trusted proxy names the tenant."
     )

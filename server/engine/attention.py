@@ -6,15 +6,18 @@ Knows no scheduler and no adapter. A layer is found by its module, never by a nu
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from weft.adapters.step_state import StepState
 from weft.kernels.attention import PagedBatch, paged_attention, write_kv
+from weft.kernels.opaque import LIBRARY, number_of, numbered
 from weft.server.engine.checks import ModelUnsupported
 
 NAME = "weft"
 _ATTRIBUTE = "paged_attention"
+_NUMBER = "paged_attention_number"
 _WITHOUT_EFFECT = frozenset({"position_ids"})
 
 
@@ -81,6 +84,8 @@ class PagedLayer:
 def set_backend(module: nn.Module, backend: AttentionBackend | None) -> None:
     """Lets `module` attend by `backend`; None takes its backend away."""
     setattr(module, _ATTRIBUTE, backend)
+    if not hasattr(module, _NUMBER):
+        setattr(module, _NUMBER, number_of(module))
 
 
 def pools_of(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -108,15 +113,59 @@ def attend(
 
     Raises ModelUnsupported for an argument that paged attention would silently drop.
     """
-    backend: AttentionBackend | None = getattr(module, _ATTRIBUTE, None)
-    if backend is None:
-        raise ModelUnsupported(f"{type(module).__name__} attends, but did not in the dry run")
     options = _options(module, query, attention_mask, kwargs)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    return backend(module, q, k, v, options)[None], None
+    return _attend(module, q, k, v, options)[None], None
 
 
 AttentionInterface.register(NAME, attend)
+
+
+def _attend(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions
+) -> Tensor:
+    if torch.compiler.is_compiling():
+        y: Tensor = torch.ops.weft.attend(
+            q,
+            k,
+            v,
+            options.sinks,
+            getattr(module, _NUMBER),
+            options.scaling,
+            options.window,
+            options.softcap,
+        )
+        return y
+    backend: AttentionBackend | None = getattr(module, _ATTRIBUTE, None)
+    if backend is None:
+        raise ModelUnsupported(f"{type(module).__name__} attends, but did not in the dry run")
+    return backend(module, q, k, v, options)
+
+
+def _attend_by_number(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    number: int,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    options = AttentionOptions(scaling, window, softcap, sinks)
+    return _attend(numbered(number), q, k, v, options).contiguous()
+
+
+def _attend_to_nothing(q: Tensor, k: Tensor, v: Tensor, *more: Any) -> Tensor:
+    return q.new_empty((*q.shape[:2], v.shape[2]))
+
+
+LIBRARY.define(
+    "attend(Tensor q, Tensor k, Tensor v, Tensor? sinks, int number, float scaling, int? window, "
+    "float? softcap) -> Tensor"
+)
+LIBRARY.impl("attend", _attend_by_number, "CompositeExplicitAutograd")
+torch.library.register_fake("weft::attend", _attend_to_nothing, lib=LIBRARY)
 
 
 def _options(

@@ -18,6 +18,7 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     Sizes are bytes; `None` means measured or derived.
 
     base_names: what the model is called, its own name first; without any it is its folder
+    compile: whether the base's decoder is compiled at the start
     """
 
     model: str
@@ -42,6 +43,7 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     loader_memory: int | None = None
     loader_timeout: int = 600
     speculation: str = "off"
+    compile: bool = False
 
 
 class Sampling(Message, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ from weft.server.engine.base_digest import digest_files, digest_random
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.canary import Canary, canary_of
 from weft.server.engine.checks import ModelTooLarge, ModelUnsupported, check_config, position_limit
+from weft.server.engine.compiled import compile_decoder
 from weft.server.engine.forward import Forward
 from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_memory import KVLayout, KVSize, choose_size
@@ -258,6 +259,8 @@ def _assemble(
     forward = Forward(model, attention, adapted.state, wanted.page_size)
     prefixes = PrefixCopies(spec, adapted.tables, wanted.page_size)
     layout.allocate(test.pages, attention)
+    if wanted.compile:
+        compile_decoder(forward, test, progress)
     _check(forward, test, reference, progress)
     budget = _token_budget(wanted, longest, source.device)
     with _memory("the KV cache: lower --kv-cache-memory or --max-num-batched-tokens"):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from weft.kernels.opaque import RowOperator
 from weft.server.engine import hardware
 from weft.server.engine.stored_weights import SMALLEST, StoredLinear, widen
 
@@ -40,18 +41,23 @@ class PackedLinear(StoredLinear):
         for _, block in self.blocks():
             self._packed.append(_mkldnn()._reorder_linear_weight(block, _EXPECTED_ROWS))
             self._heights.append(len(block))
+        self._operator = RowOperator(self.product, self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]; returns [..., out_features]."""
+        return self._operator(x) if torch.compiler.is_compiling() else self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """What `forward` gives, computed now."""
         rows = x.numel() // self.in_features
         if self._parameters["weight"] is not self._source or rows > self._most:
             return super().forward(x)
         if rows >= self._fewest:
-            return self._product(x)
+            return self._packed_product(x)
         padded = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, self._fewest - rows))
-        return self._product(padded)[:rows].view(*x.shape[:-1], self.out_features)
+        return self._packed_product(padded)[:rows].view(*x.shape[:-1], self.out_features)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _packed_product(self, x: Tensor) -> Tensor:
         if len(self._packed) == 1:
             return _product(x, self._packed[0], self.bias)
         bias: Tensor | None = self.bias

@@ -60,7 +60,7 @@ def test_rows_without_adapted_experts_stay_as_they_are(arch: str, tmp_path: Path
 
 
 @ARCHS
-def test_the_base_computes_again_by_itself_when_the_last_adapter_has_left(
+def test_the_base_computes_by_itself_in_steps_that_change_none_of_its_experts(
     arch: str, tmp_path: Path
 ) -> None:
     saved = {"target_modules": ["q_proj"], "modules_to_save": ["mlp.experts"]}
@@ -70,12 +70,20 @@ def test_the_base_computes_again_by_itself_when_the_last_adapter_has_left(
     ]
     before = AdaptedModel(arch, []).logits(IDS, [-1, -1, -1])
     model = AdaptedModel(arch, folders)
-    assert all("forward" in layer.__dict__ for layer in layers(model))
-    model.arena.clear(0)
-    assert all("forward" in layer.__dict__ for layer in layers(model))
-    model.arena.clear(1)
-    assert not any("forward" in layer.__dict__ for layer in layers(model))
+    for slot in (0, 1):
+        model.logits(IDS, [-1, slot, -1])
+        assert all("forward" in layer.__dict__ for layer in layers(model))
+        assert torch.equal(model.logits(IDS, [-1, -1, -1]), before)
+        assert not any("forward" in layer.__dict__ for layer in layers(model))
+        model.logits(IDS, [slot, -1, -1])
+        model.arena.clear(slot)
+        model.logits(IDS, [slot, -1, -1])
+        assert not any("forward" in layer.__dict__ for layer in layers(model))
     assert torch.equal(model.logits(IDS, [0, 1, -1]), before)
+
+
+def begin(model: AdaptedModel, segments: Segments) -> None:
+    model.forward.adapters.begin(segments, segments, (), ())
 
 
 @ARCHS
@@ -91,9 +99,9 @@ def test_a_layer_in_half_precision_is_rounded_no_more_than_the_base(
     with torch.inference_mode():
         expected = exact.model.layers[0].mlp.experts(hidden.float(), chosen, weights)
         model = AdaptedModel(tiny_model(arch).bfloat16(), [folder])
-        model.forward.adapters.segments = Segments((Segment(0, 0, 7),), 7)
+        begin(model, Segments((Segment(0, 0, 7),), 7))
         actual = layers(model)[0](hidden, chosen, weights.bfloat16())
-        model.forward.adapters.segments = Segments((), 7)
+        begin(model, Segments((), 7))
         base = layers(model)[0](hidden, chosen, weights.bfloat16())
     assert actual.dtype == torch.bfloat16
     scale = expected.abs().max()

@@ -25,7 +25,7 @@ from weft.server.engine.messages import Event, Tokens
 
 ARCHITECTURES = ("llama", "qwen2", "gemma2", "gpt2")
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
-BATCHES = 13  # for each way and architecture: 208
+BATCHES = 13  # for each way and architecture: 260
 ROWS = (5, 13)
 NEW_TOKENS = 16
 MAX_MODEL_LEN = 64
@@ -40,6 +40,7 @@ class Way:
     cached: bool = False
     preempted: bool = False
     evicted: bool = False
+    compiled: bool = False
 
     def settings(self, arch: str) -> dict[str, Any]:
         settings: dict[str, Any] = {
@@ -49,6 +50,7 @@ class Way:
             "prefix_caching": self.cached,
             "patience": 0.02,
             "adapter_memory": (3 << 18) if self.evicted else (64 << 20),
+            "compile": self.compiled,
         }
         if self.preempted:
             settings |= {"page_size": 2, "kv_cache_memory": 120 * token_bytes(arch)}
@@ -60,6 +62,7 @@ WAYS = (
     Way(chunked=True, evicted=True),
     Way(chunked=True, cached=True, preempted=True),
     Way(preempted=True),
+    Way(chunked=True, compiled=True),
 )
 
 
