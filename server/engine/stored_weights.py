@@ -76,7 +76,12 @@ class StoredLinear(_Stored, nn.Linear):
 
 
 class StoredEmbedding(_Stored, nn.Embedding):
-    """An embedding that widens the rows that are looked up."""
+    """An embedding that widens the rows that are looked up.
+
+    embed_scale: what they are multiplied by, told as transformers' own embeddings tell it
+    """
+
+    embed_scale = 1.0
 
     def __init__(self, embedding: nn.Embedding) -> None:
         """embedding: shares its parameter with this one"""

@@ -82,6 +82,9 @@ def test_weights_and_what_is_known_of_them_are_the_same(
     ours, theirs = BaseModules.of(left), BaseModules.of(widened)
     assert ours.tied == theirs.tied
     assert ours.parameters == theirs.parameters
+    assert [(t.refusal, t.scale) for t in ours.values()] == [
+        (t.refusal, t.scale) for t in theirs.values()
+    ]
     assert all(torch.equal(ours[name].weight(), theirs[name].weight()) for name in theirs)
     assert [o.shapes for o in ours.owners.values()] == [o.shapes for o in theirs.owners.values()]
 
