@@ -95,6 +95,12 @@ def load_under_way(loader: LoaderProcess) -> int:
     return loads.pop()
 
 
+def wait_for_rest(loader: LoaderProcess) -> None:
+    """Until no load is under way."""
+    while loads_under_way(loader):
+        os.sched_yield()
+
+
 def loads_under_way(loader: LoaderProcess) -> set[int]:
     return {pid for pid, name in _processes(loader).items() if name == "weft-load"}
 

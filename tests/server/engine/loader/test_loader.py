@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_files import edit_tensors, write_adapter
-from loading_place import LORA, MIB, Place, assert_loads, has_ended, load_under_way, loads_under_way
+from loading_place import (
+    LORA,
+    MIB,
+    Place,
+    assert_loads,
+    has_ended,
+    load_under_way,
+    loads_under_way,
+    wait_for_rest,
+)
 from peft_adapters import save_lora
 from peft_methods import save_method
 from tiny_models import tiny_model
@@ -206,6 +215,8 @@ def test_a_load_that_is_given_up_ends_with_its_process_and_no_other_does(
             loader.load(endless)
         failures.append(failure.value)
 
+    assert_loads(loader, good)
+    wait_for_rest(loader)
     thread = threading.Thread(target=load)
     thread.start()
     process = load_under_way(loader)
