@@ -45,19 +45,38 @@ def test_short_segments_of_many_slots_see_their_own_parameters(arch: str) -> Non
     assert torch.equal(mixed[2], alone[0][2])
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "gemma3_text"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma2", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_call_gives_the_bits_of_many(arch: str, dtype: torch.dtype) -> None:
     norm = tiny_model(arch).get_submodule(NORMS[arch]).to(dtype)
     assert takes_rows(norm, 1)
     width = norm.weight.shape[0]
-    norms = [twin(norm, {"weight": torch.rand(width).to(dtype)}) for _ in range(5)]
+    own = [name for name, _ in norm.named_parameters()]
+    norms = [twin(norm, {name: torch.rand(width).to(dtype) for name in own}) for _ in range(5)]
     x = torch.randn(1, 5, 4, width).to(dtype)
     together = by_row(norms, 3)(x)
     for row, each in enumerate(norms):
         assert torch.equal(together[:, row], each(x)[:, row])
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "qwen3_moe"])
-def test_modules_that_do_not_multiply_by_elements_are_called_apart(arch: str) -> None:
-    assert not takes_rows(tiny_model(arch).get_submodule(NORMS[arch]), 1)
+@pytest.mark.parametrize("width", [64, 77, 768, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_layer_norms_without_a_bias_too(width: int, dtype: torch.dtype) -> None:
+    norm = torch.nn.LayerNorm(width, bias=False, dtype=dtype).requires_grad_(False)
+    assert takes_rows(norm, 0)
+    norms = [twin(norm, {"weight": torch.rand(width).to(dtype)}) for _ in range(5)]
+    x = torch.randn(5, width).to(dtype)
+    together = by_row(norms, 2)(x)
+    assert all(torch.equal(together[row], each(x)[row]) for row, each in enumerate(norms))
+
+
+def test_a_norm_that_computes_otherwise_is_called_apart() -> None:
+    class Rounded(torch.nn.LayerNorm):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch calls it so
+            return super().forward(input).round()
+
+    assert not takes_rows(Rounded(64).requires_grad_(False), 0)
+
+
+def test_modules_that_do_not_multiply_by_elements_are_called_apart() -> None:
+    assert not takes_rows(tiny_model("qwen3_moe").get_submodule(NORMS["qwen3_moe"]), 1)
