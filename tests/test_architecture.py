@@ -239,16 +239,68 @@ def is_tenants_name(node: ast.expr) -> bool:
     )
 
 
+def texts_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, set[str]]:
+    """The parameters that may be a string, each with what it is also called: an alias of a path."""
+    given = function.args
+    return {
+        argument.arg: {argument.arg, *strings_in(argument.annotation)}
+        for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs)
+        if argument.annotation is None or "str" in ast.unparse(argument.annotation)
+    }
+
+
+def strings_in(node: ast.AST | None) -> set[str]:
+    constants = (each for each in ast.walk(node or ast.Pass()) if isinstance(each, ast.Constant))
+    return {each.value for each in constants if isinstance(each.value, str)}
+
+
+def owners_in(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Variables that are made the owner of an adapter's name."""
+    made = (each for each in ast.walk(function) if isinstance(each, ast.Call))
+    owners = (
+        value
+        for call in made
+        if called(call) == "AdapterName"
+        for value in [*call.args[:1], *(k.value for k in call.keywords if k.arg == "owner")]
+    )
+    return {value.id for value in owners if isinstance(value, ast.Name)}
+
+
+def takes_names(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """The parameters that are a tenant's name, as a string."""
+    tenants = {"tenant", "tenant_id", "ctx", "owner", "account"}
+    owners = owners_in(function)
+    return {
+        argument
+        for argument, names in texts_of(function).items()
+        if names & tenants or argument in owners
+    }
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(tenant: str): ...",
+        "def f(*, owner): ...",
+        "def f(who: Annotated[str, Path(alias='owner')]): ...",
+        "async def f(who: str | None): return AdapterName(who, 'name')",
+        "def f(who: str): return selection.AdapterName(name='name', owner=who)",
+    ],
+)
+def test_a_tenants_name_is_seen_however_it_is_called(code: str) -> None:
+    (function,) = ast.parse(code).body
+    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+    assert takes_names(function)
+
+
 def test_no_function_takes_a_tenant_by_its_name() -> None:
     wrong = {
-        f"{name}.{node.name}({argument.arg})"
+        f"{name}.{node.name}({argument})"
         for name, tree in TREES.items()
         if name not in NAMES_TENANTS
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-        if argument.arg in ("tenant", "tenant_id", "ctx", "owner", "account")
-        if argument.annotation is None or "str" in ast.unparse(argument.annotation)
+        for argument in takes_names(node)
     }
     passed = {
         f"{name}: {ast.unparse(node)}"

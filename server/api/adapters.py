@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi import Path as PathParameter
 from msgspec import structs
 from pydantic import Field
 
@@ -86,11 +85,6 @@ def describe(services: Services, tenant: TenantContext, adapter: Adapter) -> Jso
     }
 
 
-def _shared_name(name: str, sharer: Annotated[str, PathParameter(alias="owner")]) -> AdapterName:
-    """What a path calls another tenant's adapter, in words of a request."""
-    return AdapterName(sharer, name)
-
-
 @router.get("")
 async def list_adapters(
     request: Request,
@@ -125,7 +119,7 @@ async def show_adapter(request: Request, name: str) -> Response:
 
 @router.get("/{owner}/{name}")
 async def show_shared_adapter(
-    request: Request, adapter: Annotated[AdapterName, Depends(_shared_name)]
+    request: Request, adapter: Annotated[AdapterName, Depends()]
 ) -> Response:
     """What another tenant shares with the caller: the versions that answer for it now."""
     services, tenant = services_of(request), request.state.tenant

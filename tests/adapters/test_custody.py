@@ -1,22 +1,12 @@
 """Which stored files stay and which go, when things happen at once or go wrong."""
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from stored_adapters import adapter
 from stored_state import MINE, THEIRS, State
 
 from weft.adapters.retention import Retention
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    state = State(tmp_path)
-    yield state
-    assert state.registry.check() == ()
-    state.registry.close()
 
 
 def test_bytes_that_come_again_while_they_are_removed_stay(

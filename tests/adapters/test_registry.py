@@ -1,6 +1,4 @@
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from stored_adapters import WEIGHTS, adapter, weights_bytes
@@ -13,20 +11,6 @@ from weft.adapters.errors import (
     VersionConflict,
 )
 from weft.adapters.registry import DAMAGED, Registry
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    state = State(tmp_path)
-    yield state
-    assert state.registry.check() == ()
-    state.registry.close()
-
-
-@pytest.fixture
-def registry(state: State) -> Registry:
-    return state.registry
-
 
 # ---- names and versions
 

@@ -4,7 +4,6 @@ import errno
 import io
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -19,19 +18,6 @@ from weft.adapters.errors import (
 )
 from weft.adapters.registry import Registry
 from weft.adapters.retention import Retention
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[State]:
-    state = State(tmp_path)
-    yield state
-    assert state.registry.check() == ()
-    state.registry.close()
-
-
-@pytest.fixture
-def registry(state: State) -> Registry:
-    return state.registry
 
 
 def test_everything_is_there_again_after_a_restart(state: State) -> None:
