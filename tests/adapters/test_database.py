@@ -1,3 +1,4 @@
+import errno
 import sqlite3
 import subprocess
 import sys
@@ -72,6 +73,38 @@ def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(StorageFull):
         fill()
+    assert names(database) == []
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("room", "error", "full"),
+    [
+        (1 << 10, errno.ENOSPC, True),
+        (1 << 10, errno.EDQUOT, True),
+        (1 << 10, errno.EIO, False),
+        (64 << 10, errno.ENOSPC, False),
+    ],
+)
+def test_a_failed_sync_is_a_full_disk_where_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, error: int, full: bool
+) -> None:
+    """SQLite says that a sync failed, and not why."""
+
+    def allocate(file: int, offset: int, length: int) -> None:
+        if offset + length > room:
+            raise OSError(error, "no room")
+
+    monkeypatch.setattr("os.posix_fallocate", allocate)
+    failed = sqlite3.OperationalError("disk I/O error")
+    failed.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+    database = Database(tmp_path / "db")
+    with (
+        pytest.raises(OSError, match="is full" if full else "fails") as told,
+        database.transaction(),
+    ):
+        raise failed
+    assert isinstance(told.value, StorageFull) == full
     assert names(database) == []
     database.close()
 

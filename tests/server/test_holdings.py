@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from api_server import Api, adapter_parts, api
 from fake_engine import FakeEngine
 from tenants_files import tenants_file
 
+from weft.adapters.registry import Adapter
+from weft.server.engine.messages import LoadReport
 from weft.server.errors import ApiError
-from weft.server.holdings import Holdings
+from weft.server.holdings import Addition, Holdings
 from weft.server.policy import Quotas
 
 MIB = 1 << 20
@@ -84,6 +87,36 @@ def test_who_has_more_than_a_new_quota_allows_may_send_nothing() -> None:
         holdings.check_name(Quotas(adapter_bytes=7), "a")
     assert Holdings((), {}).room(0) == 0
     assert [holdings.room(limit) for limit in (7, 10, 20)] == [5, 5, 12]
+
+
+REPORT = LoadReport(
+    digest="c",
+    method="HIRA",
+    rank=0,
+    tensors=1,
+    modules=1,
+    bytes=1,
+    delta_bytes=1,
+    load_seconds=0.0,
+    canary_difference=1.0,
+    checks=(),
+)
+
+
+@pytest.mark.parametrize("value", [None, '"many"', "[]", "1.5"])
+def test_what_a_report_does_not_tell_as_a_number_counts_for_nothing(value: str | None) -> None:
+    report = "{}" if value is None else f'{{"delta_bytes": {value}, "bytes": {value}}}'
+    told = '{"delta_bytes": 7, "bytes": 7}'
+    has = [Adapter(name, 1, name, 5, 0.0, text) for name, text in (("a", report), ("b", told))]
+    holdings = Holdings(has, {"a": 5, "b": 5})
+    new = Addition("c", 5, REPORT)
+    holdings.check_addition(Quotas(delta_bytes=8), new)
+    with pytest.raises(ApiError, match="quota_exceeded"):
+        holdings.check_addition(Quotas(delta_bytes=7), new)
+    pinned = Holdings([replace(adapter, pinned=True) for adapter in has], {})
+    pinned.check_pin(Quotas(pinned_bytes=7), "a")
+    with pytest.raises(ApiError, match="quota_exceeded"):
+        pinned.check_pin(Quotas(pinned_bytes=6), "a")
 
 
 class Sent:
