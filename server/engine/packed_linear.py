@@ -1,11 +1,11 @@
-"""Linear layers for CPUs whose weights lie in the blocked layout that oneDNN computes from.
+"""Linear layers for CPUs whose weights lie in the layout that their products are computed from.
 
 A plain layer is brought into such a layout again at each call; at few rows that costs as much as
-the product itself. In bfloat16 results are the same bit for bit. In float32 plain layers are
-computed by MKL, whose results differ by rounding, and which is faster for many rows.
+the product itself. In bfloat16 oneDNN's results are the same bit for bit. In float32 plain layers
+are computed by MKL, whose results differ by rounding; a weight that its file has in 16 bits is
+packed in 16 bits.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from weft.kernels.opaque import RowOperator
 from weft.server.engine import hardware
+from weft.server.engine.half_weight import HalfWeight
 from weft.server.engine.stored_weights import SMALLEST, StoredLinear, widen
 
+MANY = 1 << 62
 _EXPECTED_ROWS = 16
 # In bfloat16 oneDNN takes longer for two rows than for four, and no less for one.
 _FEWEST_ROWS = {torch.bfloat16: 4, torch.float32: 1}
-_MOST_ROWS = {torch.bfloat16: sys.maxsize, torch.float32: 128}
+_MOST_ROWS = {torch.bfloat16: MANY, torch.float32: 128}  # then MKL is faster
 _ROUNDING = {torch.bfloat16: 0.0, torch.float32: 7e-7}  # of the norms of what is multiplied
 _SPARE_COPIES = 2
 
@@ -30,17 +32,11 @@ _SPARE_COPIES = 2
 class PackedLinear(StoredLinear):
     """`linear` with a packed copy of its weight; a weight that replaces its own is used instead."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, way: "Way") -> None:
+        """way: how to pack; raises what that raises"""
         super().__init__(linear)
         self._source = self._parameters["weight"]
-        dtype = _parameter(linear).dtype
-        self._fewest = _FEWEST_ROWS[dtype]
-        self._most = _MOST_ROWS[dtype]
-        self._packed: list[Tensor] = []
-        self._heights: list[int] = []
-        for _, block in self.blocks():
-            self._packed.append(_mkldnn()._reorder_linear_weight(block, _EXPECTED_ROWS))
-            self._heights.append(len(block))
+        self._packed, self._most = way(self)
         self._operator = RowOperator(self.product, self.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,39 +45,64 @@ class PackedLinear(StoredLinear):
 
     def product(self, x: Tensor) -> Tensor:
         """What `forward` gives, computed now."""
-        rows = x.numel() // self.in_features
-        if self._parameters["weight"] is not self._source or rows > self._most:
+        is_changed = self._parameters["weight"] is not self._source
+        if is_changed or x.numel() > self._most * self.in_features:
             return super().forward(x)
-        if rows >= self._fewest:
-            return self._packed_product(x)
-        padded = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, self._fewest - rows))
-        return self._packed_product(padded)[:rows].view(*x.shape[:-1], self.out_features)
+        return self._packed(x)
 
-    def _packed_product(self, x: Tensor) -> Tensor:
-        if len(self._packed) == 1:
-            return _product(x, self._packed[0], self.bias)
-        bias: Tensor | None = self.bias
-        none = (None,) * len(self._packed)
-        biases = none if bias is None else torch.split(bias, self._heights)
-        parts = zip(self._packed, biases, strict=True)
-        return torch.cat([_product(x, *part) for part in parts], -1)
+
+Way = Callable[[StoredLinear], tuple[Callable[[Tensor], Tensor], int]]
+"""Packs a layer: gives what computes its products, and for how many rows at most."""
+
+
+def _halved(linear: StoredLinear) -> tuple[HalfWeight, int]:
+    return HalfWeight(linear.stored, (block for _, block in linear.blocks()), linear.bias), MANY
+
+
+def _blocked(linear: StoredLinear) -> tuple["_BlockedWeight", int]:
+    weight = linear.weight
+    return _BlockedWeight(weight, linear.bias), _MOST_ROWS[weight.dtype]
+
+
+class _BlockedWeight:
+    """A weight in the blocked layout that oneDNN computes from, and its bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)
+        self._bias = bias
+        self._fewest = _FEWEST_ROWS[weight.dtype]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [..., in]; returns [..., out]."""
+        rows = x.numel() // x.shape[-1]
+        if rows >= self._fewest:
+            return self._product(x)
+        padded = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, self._fewest - rows))
+        y = self._product(padded)
+        return y[:rows].view(*x.shape[:-1], y.shape[-1])
+
+    def _product(self, x: Tensor) -> Tensor:
+        operator: Any = torch.ops.mkldnn._linear_pointwise
+        y: Tensor = operator(x, self._weight, self._bias, "none", [], "")
+        return y
 
 
 def begin_packing(model: nn.Module, threads: Executor) -> Callable[[], int]:
     """Lets `threads` pack the large bfloat16 and float32 layers of a model on a CPU.
 
     The model stays as it is until the returned call has put them in place, which returns how many
-    they are: none where memory is short or this torch cannot.
+    they are. Layers that this torch cannot pack stay plain, and so do those that have their memory
+    already where it is short.
     """
     large = {
         name: module
         for name, module in model.named_modules()
         if type(module) in (nn.Linear, StoredLinear) and _can_be_packed(module)
     }
-    needed = sum(_parameter(module).nbytes for module in large.values())
-    if needed * _SPARE_COPIES > hardware.free_memory(torch.device("cpu")):
-        return partial(_put_in_place, model, large, [None] * len(large))
-    return partial(_put_in_place, model, large, threads.map(_Packer(), large.values()))
+    copied = sum(_parameter(module).nbytes for module in large.values() if not _is_stored(module))
+    is_short = copied * _SPARE_COPIES > hardware.free_memory(torch.device("cpu"))
+    chosen = {name: m for name, m in large.items() if _is_stored(m) or not is_short}
+    return partial(_put_in_place, model, chosen, threads.map(_Packer(), chosen.values()))
 
 
 def _put_in_place(
@@ -105,6 +126,10 @@ def _can_be_packed(linear: nn.Module) -> bool:
     return is_fit and weight.numel() >= SMALLEST
 
 
+def _is_stored(linear: nn.Module) -> bool:
+    return isinstance(linear, StoredLinear) and linear.is_stored
+
+
 def _parameter(linear: nn.Module) -> Tensor:
     weight = linear._parameters["weight"]
     assert weight is not None
@@ -118,16 +143,20 @@ class _Packer:
     """
 
     def __init__(self) -> None:
-        self._exact: dict[tuple[int, int, bool, torch.dtype], bool] = {}
+        self._exact: dict[tuple[Way, int, int, bool, torch.dtype], bool] = {}
 
     def __call__(self, linear: nn.Linear) -> PackedLinear | None:
         """The packed layer, or None."""
+        ways = (_halved, _blocked) if _is_stored(linear) else (_blocked,)
+        return next(filter(None, (self._packed(linear, way) for way in ways)), None)
+
+    def _packed(self, linear: nn.Linear, way: Way) -> PackedLinear | None:
         shape = linear.in_features, linear.out_features
-        kind = *shape, linear.bias is not None, _parameter(linear).dtype
+        kind = way, *shape, linear.bias is not None, _parameter(linear).dtype
         if self._exact.get(kind) is False:
             return None
         try:
-            packed = PackedLinear(linear)
+            packed = PackedLinear(linear, way)
             if kind not in self._exact:
                 self._exact[kind] = _is_exact(packed, linear)
         except (AttributeError, RuntimeError):
@@ -146,12 +175,3 @@ def _is_exact(packed: PackedLinear, linear: nn.Linear) -> bool:
     if linear.bias is not None:
         terms = terms + linear.bias.abs()
     return bool((difference <= _ROUNDING[dtype] * terms).all())
-
-
-def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = _mkldnn()._linear_pointwise(x, packed, bias, "none", [], "")
-    return y
-
-
-def _mkldnn() -> Any:
-    return torch.ops.mkldnn

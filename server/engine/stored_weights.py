@@ -48,9 +48,14 @@ class StoredLinear(_Stored, nn.Linear):
         self._parameters.update(linear._parameters)
         self.register_buffer("stored", getattr(linear, "stored", None), persistent=False)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether its weight is read from `stored`."""
+        return _is_stand_in(self._parameters["weight"])
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]; returns [..., out_features]."""
-        if not _is_stand_in(self._parameters["weight"]):
+        if not self.is_stored:
             return super().forward(x)
         bias: Tensor | None = self.bias
         parts = [

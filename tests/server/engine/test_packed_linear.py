@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from weft.server.engine import hardware
-from weft.server.engine.packed_linear import PackedLinear, begin_packing
+from weft.server.engine.packed_linear import PackedLinear, Way, begin_packing
 
 with_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN computes no bfloat16 here"
@@ -90,7 +90,7 @@ def test_nothing_is_packed_where_the_operators_differ(monkeypatch: pytest.Monkey
 def test_nothing_is_packed_where_torch_has_no_such_operators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def missing(self: PackedLinear, linear: nn.Linear) -> None:
+    def missing(self: PackedLinear, linear: nn.Linear, way: Way) -> None:
         raise AttributeError("no operator")
 
     monkeypatch.setattr(PackedLinear, "__init__", missing)

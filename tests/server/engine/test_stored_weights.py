@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from weft.adapters.base import BaseModules
-from weft.server.engine import hardware, stored_weights, weights
-from weft.server.engine.packed_linear import PackedLinear, begin_packing
+from weft.server.engine import half_weight, hardware, stored_weights, weights
+from weft.server.engine.packed_linear import PackedLinear, Way, begin_packing
 from weft.server.engine.self_test import twin
 from weft.server.engine.stored_weights import StoredEmbedding, StoredLinear, stored_dtype
 
@@ -96,22 +96,44 @@ def test_large_weights_take_no_memory_beside_the_file(folder: Path) -> None:
         assert dict(module.named_parameters())["weight"].untyped_storage().nbytes() == 4
 
 
-def test_packed_from_there_they_compute_what_packed_copies_compute(
-    both: tuple[PreTrainedModel, PreTrainedModel],
+def pack(model: PreTrainedModel) -> list[PackedLinear]:
+    with ThreadPoolExecutor(2) as threads:
+        count = begin_packing(model, threads)()
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    assert len(layers) == count > 0
+    return layers
+
+
+def test_packed_in_16_bits_they_compute_the_same_but_for_rounding(
+    both: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = []
+    left, widened = both
+    expected = logits(widened)
+    monkeypatch.setattr(hardware, "free_memory", lambda device: 0)  # it takes none beside theirs
+    pack(left)
+    torch.testing.assert_close(logits(left), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_where_that_cannot_be_they_are_packed_in_32_bits(
+    both: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_fbgemm(*args: object) -> None:
+        raise RuntimeError("no FBGEMM")
+
+    monkeypatch.setattr(half_weight.HalfWeight, "__init__", no_fbgemm)
     for model in both:
-        with ThreadPoolExecutor(2) as threads:
-            assert begin_packing(model, threads)() > 0
-        assert any(isinstance(module, PackedLinear) for module in model.modules())
-        expected.append(logits(model))
-    torch.testing.assert_close(*expected, atol=1e-6, rtol=1e-6)
+        pack(model)
+    assert torch.equal(*map(logits, both))
 
 
 def test_what_is_not_packed_is_widened_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, expected = load(folder, torch.bfloat16), logits(load(folder, None))
     tied = BaseModules.of(model).tied
-    monkeypatch.setattr(hardware, "free_memory", lambda device: 0)
+
+    def missing(self: PackedLinear, linear: nn.Linear, way: Way) -> None:
+        raise RuntimeError("no operator")
+
+    monkeypatch.setattr(PackedLinear, "__init__", missing)
     with ThreadPoolExecutor(2) as threads:
         assert begin_packing(model, threads)() == 0
     for module in stored_in(model):
