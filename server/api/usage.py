@@ -3,10 +3,11 @@
 import base64
 import json
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from weft.adapters.tenancy import TenantContext
 from weft.server.api.json_response import json_response
@@ -25,13 +26,20 @@ _MOST = 10_000
 Json = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Whose usage a call asks for, by the tenant's name."""
+
+    tenant: Annotated[str | None, Query(max_length=64)] = None
+
+
 @router.get("/v1/usage")
 async def show_usage(
     request: Request,
+    named: Annotated[Named, Depends()],
     start: Annotated[str | None, Query(max_length=40)] = None,
     end: Annotated[str | None, Query(max_length=40)] = None,
     bucket_width: Literal["1h", "1d"] = "1d",
-    named: Annotated[str | None, Query(alias="tenant", max_length=64)] = None,
     adapter: Annotated[str | None, Query(max_length=160)] = None,
     limit: Annotated[int, Query(ge=1, le=_MOST)] = 1000,
     page: Annotated[str | None, Query(max_length=600)] = None,
@@ -71,17 +79,17 @@ async def show_usage(
     )
 
 
-def _whose(services: Services, request: Request, named: str | None) -> TenantContext | None:
+def _whose(services: Services, request: Request, named: Named) -> TenantContext | None:
     """Whose usage the caller may see and asks for; None for everybody's. Raises ApiError."""
     caller = request.state.caller
     if caller.role < Role.ADMIN:
         mine: TenantContext = caller.tenant
-        if named not in (None, mine.id):
+        if named.tenant not in (None, mine.id):
             raise ApiError(ErrorCode.FORBIDDEN, values={"reason": "the key is not an admin's"})
         return mine
-    if named is None:
+    if named.tenant is None:
         return None
-    found = services.tenants.policy.called(named)
+    found = services.tenants.policy.called(named.tenant)
     if found is None:
         raise invalid("tenant", "cannot be a tenant's name")
     return found
