@@ -141,7 +141,7 @@ METHODS: dict[str, Method] = {
     "shira": Method("ShiraConfig", {"r": 3, "random_seed": 1}, scale=3.0),
     "supertuning": Method("SupertuningConfig", {"sparsity": 0.9}, scale=3.0),
     "supertuning with pairs": Method(
-        "SupertuningConfig", {"sparsity": 0.9, "r": 3, "lora_alpha": 6}, scale=3.0
+        "SupertuningConfig", {"sparsity": 0.9, "r": 3, "lora_alpha": 6}, scale=1.0
     ),
     "tinylora": Method("TinyLoraConfig", {"r": 2, "u": 6}, CONV1D, 1.0),
     "tinylora, tied": Method("TinyLoraConfig", {"r": 2, "u": 6, "weight_tying": 0.6}, scale=1.0),
