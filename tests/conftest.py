@@ -10,7 +10,7 @@ from hypothesis import settings
 settings.register_profile(
     "suite", max_examples=examples(100), deadline=None, derandomize=True, print_blob=False
 )
-settings.register_profile("interpreted", settings.get_profile("suite"), max_examples=12)
+settings.register_profile("interpreted", settings.get_profile("suite"), max_examples=16)
 settings.register_profile("other seeds", settings.get_profile("suite"), derandomize=False)
 settings.load_profile("suite")
 

@@ -1,7 +1,10 @@
 """The benchmark of registered adapters: a run of seconds from end to end."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import machine
 import pytest
@@ -9,6 +12,23 @@ import registered
 import workload
 
 
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Servers that go on until the test ends: a start takes longer than all that is asked."""
+    start, started = registered.weft_server, dict[int, Any]()
+    with ExitStack() as running:
+
+        @contextmanager
+        def server(folder: Path, adapters: Mapping[str, Any], *flags: Any) -> Iterator[Any]:
+            if len(adapters) not in started:
+                started[len(adapters)] = running.enter_context(start(folder, adapters, *flags))
+            yield started[len(adapters)]
+
+        monkeypatch.setattr(registered, "weft_server", server)
+        yield
+
+
+@pytest.mark.usefixtures("kept")
 def test_two_servers_are_asked_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
     monkeypatch.setattr(workload, "CACHE", tmp_path / "cache")

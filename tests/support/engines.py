@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,19 @@ def greedy(
     )
 
 
-def run(engine: Engine, *commands: Command) -> list[Event]:
+def step(engine: Engine) -> None:
+    """A step; one that has nothing to compute lets the loader have the core."""
+    if not engine.step():
+        os.sched_yield()
+
+
+def step_and_load(engine: Engine) -> None:
+    """A step, and the ends of the loads that it began: what follows takes the same steps again."""
+    engine.step()
+    wait(list(engine._loader._pending.values()))
+
+
+def run(engine: Engine, *commands: Command, step: Callable[[Engine], object] = step) -> list[Event]:
     """Hands commands in and steps until nothing is left to do; returns all events."""
     for command in commands:
         engine.handle(command)
@@ -93,12 +106,6 @@ def run(engine: Engine, *commands: Command) -> list[Event]:
         events += engine.take_events()
         if not engine.busy:
             return events
-
-
-def step(engine: Engine) -> None:
-    """A step; one that has nothing to compute lets the loader have the core."""
-    if not engine.step():
-        os.sched_yield()
 
 
 def tokens_of(events: list[Event]) -> dict[tuple[str, int], list[int]]:

@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
-from engines import greedy, run, store_of, tiny_engine
+from engines import greedy, run, step_and_load, store_of, tiny_engine
 from exactness import token_bytes
 from peft_adapters import save_lora
 
@@ -49,6 +48,7 @@ WATCHED = {
 RECOVERS = {"handle", "step", "take_events", "__init__"}
 LOOKS = {
     *("busy", "awaited", "expecting", "check", "running", "waiting", "referenced"),
+    *("mark", "take"),
     *("<genexpr>", "<dictcomp>"),
 }
 """What is also called by whoever steps an engine, and changes nothing."""
@@ -98,12 +98,8 @@ def digests(tmp_path: Path) -> list[str]:
     return [store_of(tmp_path).put(folder) for folder in folders]
 
 
-def step(engine: Engine) -> None:
-    """A step, and the ends of the loads that it began: each story takes the same steps."""
-    engine.step()
-    wait(list(engine._loader._pending.values()))
-
-
+OF_A_VERSION = {"load", "adapted-0"}
+"""Both wait for one version, and fail where it does."""
 Told = dict[tuple[str, int], tuple[list[int], str | None]]
 
 
@@ -116,7 +112,7 @@ def story(engine: Engine, digests: list[str]) -> Told:
     engine.handle(greedy("gone", PROMPT, 9, adapter=digests[1]))
     engine.handle(greedy("slow", PROMPT, 4))
     engine.handle(Pause("slow", True))
-    step(engine)
+    step_and_load(engine)
     engine.handle(Abort("gone"))
     engine.handle(Pause("slow", False))
     requests = (
@@ -128,7 +124,7 @@ def story(engine: Engine, digests: list[str]) -> Told:
     for request in requests:
         engine.handle(request)
     while engine.busy:
-        step(engine)
+        step_and_load(engine)
     events: list[Event] = engine.take_events()
     told: Told = {}
     for event in events:
@@ -163,7 +159,8 @@ def test_an_exception_anywhere_ends_one_request_at_most(engine: Engine, digests:
             told = story(engine, digests)
         assert raising.left <= 0
         failed = {child for child, (_, error) in told.items() if error is not None}
-        assert len({name for name, _ in failed}) <= 1
+        names = {name for name, _ in failed}
+        assert len(names) <= 1 or names == OF_A_VERSION
         assert {error for _, error in told.values()} <= {None, "out_of_memory"}
         assert told.keys() == expected.keys()
         for child in told.keys() - failed:

@@ -1,13 +1,16 @@
 """Each of the operations of a few steps fails once for want of memory: one answer ends, at most."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
-from engines import greedy, load, run, store_of, tiny_engine
+from engines import greedy, load, run, step_and_load, store_of, tiny_engine
 from peft_adapters import save_lora
 from peft_prompts import save_prompt
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +22,6 @@ from weft.server.engine.engine import Engine
 from weft.server.engine.messages import Event, Failed, Loaded, Tokens, Unload
 
 PROMPT = (11, 12, 13, 14, 15, 16, 17)
-FAILURES = 200
 ERRORS = (
     torch.OutOfMemoryError("injected"),
     MemoryError(),
@@ -44,6 +46,38 @@ class FailsAt(TorchDispatchMode):
         if self.left == 0:
             raise self._error
         return func(*args, **(kwargs or {}))
+
+
+class Places(TorchDispatchMode):
+    """Notes where in weft each operation was called from.
+
+    numbers: of the first and of the last operation of each place, counted from 1
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = count(1)
+        self._found: dict[tuple[object, ...], tuple[int, int]] = {}
+
+    @property
+    def numbers(self) -> list[int]:
+        return sorted({number for both in self._found.values() for number in both})
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        number = next(self._count)
+        place = tuple(_lines(sys._getframe(1)))
+        first, _ = self._found.get(place, (number, number))
+        self._found[place] = first, number
+        return func(*args, **(kwargs or {}))
+
+
+def _lines(frame: FrameType | None) -> Iterator[tuple[str, int]]:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("weft."):
+            yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
 
 
 @pytest.fixture
@@ -85,6 +119,7 @@ def story(engine: Engine, digests: list[str]) -> Told:
         greedy("alike", PROMPT[::-1], 2, adapter=digests[-1]),
         greedy("many", PROMPT, 2, n=2, logprobs=1),
         greedy("scored", PROMPT, 0, prompt_logprobs=1),
+        step=step_and_load,
     )
     told: Told = {}
     for event in events:
@@ -99,33 +134,21 @@ def story(engine: Engine, digests: list[str]) -> Told:
     return told
 
 
-def failing_story(engine: Engine, digests: list[str], number: int) -> Told:
-    """The story with a failure at this operation, or a little earlier where it had fewer.
-
-    How soon versions arrive decides about steps, and so about how many operations there are.
-    """
-    while True:
-        with FailsAt(number) as failing:
-            told = story(engine, digests)
-        if failing.left <= 0:
-            return told
-        number -= failing.left
-
-
 def test_one_allocation_that_fails_ends_one_version_or_one_answer_at_most(
     engine: Engine, digests: list[str]
 ) -> None:
     expected = story(engine, digests)
     assert len(expected) == 8
     assert engine.residency.evictions
-    with FailsAt(0) as counted:
+    with Places() as places:
         assert story(engine, digests) == expected
-    operations = -counted.left
-    assert operations > 4 * FAILURES
+    assert len(places.numbers) > 120
     of_versions = {("adapted-2", 0), ("alike", 0)}
     failures: set[tuple[str, int]] = set()
-    for k in range(FAILURES):
-        told = failing_story(engine, digests, 1 + k * operations // FAILURES)
+    for number in places.numbers:
+        with FailsAt(number) as failing:
+            told = story(engine, digests)
+        assert failing.left <= 0
         failed = {child for child, (_, error) in told.items() if error is not None}
         assert len(failed) <= 1 or failed == of_versions
         assert {error for _, error in told.values()} <= {None, "out_of_memory"}
