@@ -1,18 +1,23 @@
 """Reads parts of a base's weights from its files, without a model."""
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weft.adapters.base import BaseModules
 from weft.adapters.delta import estimated_norm, norm_of
+from weft.adapters.expert_maps import ExpertMap
 
 _INDEX = "model.safetensors.index.json"
+_EXPERTS = 8
 _FLOATS = ("F64", "F32", "F16", "BF16")
 T = TypeVar("T")
 
@@ -30,27 +35,67 @@ class FileWeights:
         self._norms: dict[str, float | None] = {}
 
     def norm(self, module: str) -> float | None:
-        """The norm of a module's weight, estimated from some of its rows; None: not told."""
+        """The norm of a module's weight, estimated from some of its rows; None: not told.
+
+        Of a map of experts it is estimated from some of these.
+        """
         if module not in self._norms:
-            self._norms[module] = self._read(module, "weight", _norm)
+            norm = self._read(*self._base.weight_of(module), _norm)
+            if norm is None and module in self._base.experts:
+                norm = self._norm_of_experts(self._base.experts[module])
+            self._norms[module] = norm
         return self._norms[module]
 
     def parameter(self, module: str, name: str) -> Tensor | None:
         """A parameter's values; None: not told."""
-        return self._read(module, name, _whole)
+        experts = self._base.experts.get(f"{module}.{name}")
+        values = self._read(module, name, _whole)
+        if values is not None or experts is None:
+            return values
+        each = self._of_experts(experts, range(experts.experts), _whole)
+        return None if each is None else torch.stack([torch.cat(parts) for parts in each])
+
+    def _norm_of_experts(self, experts: ExpertMap) -> float | None:
+        some = _some(experts.experts)
+        each = self._of_experts(experts, some, _norm)
+        if each is None:
+            return None
+        return math.hypot(*chain.from_iterable(each)) * math.sqrt(experts.experts / len(some))
+
+    def _of_experts(
+        self, experts: ExpertMap, some: Sequence[int], read: Callable[[Any], T | None]
+    ) -> list[list[T]] | None:
+        """What `read` makes of some experts' layers, where each expert's are stored apart."""
+        found = []
+        for expert in some:
+            layers = [self._slice(name, "weight") for name in experts.former_of(expert)]
+            shapes = [part.get_shape() for part in layers if part is not None]
+            widths = {tuple(shape[1:]) for shape in shapes}
+            if len(shapes) < len(layers) or widths != {(experts.in_features,)}:
+                return None
+            values = [value for part in layers if (value := read(part)) is not None]
+            if sum(shape[0] for shape in shapes) != experts.out_features:
+                return None
+            found.append(values)
+        return found
 
     def _read(self, module: str, name: str, read: Callable[[Any], T | None]) -> T | None:
         """What `read` makes of the slice of a file that holds a parameter."""
-        owner = self._base.owners.get(module)
+        owner, part = self._base.owners.get(module), self._slice(module, name)
+        if owner is None or part is None or tuple(part.get_shape()) != owner.shapes.get(name):
+            return None
+        return read(part)
+
+    def _slice(self, module: str, name: str) -> Any:
+        """The part of a file that holds a tensor of floating-point numbers, or None."""
         names = (f"{module}.{name}", f"{module.partition('.')[2]}.{name}")
         found = next((name for name in names if name in self._files), None)
-        if owner is None or found is None:
+        if found is None:
             return None
         try:
             with safe_open(self._files[found], "pt") as file:
                 part = file.get_slice(found)
-                fits = tuple(part.get_shape()) == owner.shapes.get(name)
-                return read(part) if fits and part.get_dtype() in _FLOATS else None
+                return part if part.get_dtype() in _FLOATS else None
         except (OSError, SafetensorError):
             return None
 
@@ -66,7 +111,20 @@ def _whole(part: Any) -> Tensor:
 
 def _norm(part: Any) -> float | None:
     shape = part.get_shape()
-    return estimated_norm(part, shape[0]) if len(shape) == 2 else norm_of(part[:])
+    if len(shape) == 2:
+        return estimated_norm(part, shape[0])
+    if len(shape) < 2:
+        return norm_of(part[:])
+    some = _some(shape[0])
+    known = [norm_of(part[index]) or 0.0 for index in some]
+    return math.hypot(*known) * math.sqrt(shape[0] / len(some))
+
+
+def _some(experts: int) -> Sequence[int]:
+    """A few of them, spread over all."""
+    if experts <= _EXPERTS:
+        return range(experts)
+    return [index * (experts - 1) // (_EXPERTS - 1) for index in range(_EXPERTS)]
 
 
 def _files(folder: Path) -> dict[str, Path]:

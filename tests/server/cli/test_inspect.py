@@ -135,6 +135,35 @@ def test_replaced_parameters_are_measured_against_those_in_the_files(
     assert found == pytest.approx(norms_beside(tiny_model("llama"), adapter), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("arch", "more"),
+    [("mixtral", {}), ("qwen3_moe", {}), ("qwen3_moe", {"num_experts": 20}), ("gpt_oss", {})],
+    ids=["mixtral", "qwen3_moe", "many", "gpt_oss"],
+)
+def test_updates_of_experts_are_measured_however_the_files_hold_them(
+    arch: str, more: dict[str, int], tmp_path: Path
+) -> None:
+    """One by one, or all of a layer together."""
+    model = save_tiny(arch, tmp_path / arch, **more)
+    parameters = ["mlp.experts.gate_up_proj", "1.mlp.experts.down_proj"]
+    targets = {"target_modules": ["q_proj"], "target_parameters": parameters}
+    adapter = save_lora(tmp_path / "adapter", arch, model=more, r=3, **targets)
+    expected = norms_beside(tiny_model(arch, **more), adapter)
+    assert len(expected) == 2
+    assert card(adapter, model).delta_norms == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("arch", ["qwen3_moe", "gpt_oss"])
+def test_replaced_experts_are_measured_however_the_files_hold_them(
+    arch: str, tmp_path: Path
+) -> None:
+    model = save_tiny(arch, tmp_path / arch)
+    targets = {"target_modules": ["q_proj"], "modules_to_save": ["1.mlp.experts"]}
+    adapter = save_lora(tmp_path / "adapter", arch, r=3, **targets)
+    expected = norms_beside(tiny_model(arch), adapter)
+    assert card(adapter, model).delta_norms == pytest.approx(expected, rel=0.02)
+
+
 def norms_beside(model: PreTrainedModel, adapter: Path) -> dict[str, float]:
     base, checkpoint = BaseModules.of(model), read_checkpoint(adapter)
     plan = lower(checkpoint, read_tensors(checkpoint), base)
