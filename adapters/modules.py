@@ -158,8 +158,8 @@ class AdaptedEmbedding(Adapted):
 
     def dtype_of(self, base: nn.Module) -> torch.dtype | None:
         """The table's."""
-        weight: Tensor = base.weight  # type: ignore[assignment]
-        return weight.dtype
+        weight = base._parameters["weight"]  # which is not read, as that may widen all of it
+        return None if weight is None else weight.dtype
 
     def rows(self, x: Tensor) -> Tensor:
         """The ids in one dimension."""

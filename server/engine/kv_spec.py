@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from weft.adapters.base import KVShape, head_of
 from weft.adapters.overridable import RowLayout
+from weft.server.engine import stored_weights
 from weft.server.engine.attention import AttentionOptions, set_backend
 from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.row_layouts import RowWatch
@@ -67,7 +68,7 @@ class KVSpec:
         recorder = _Recorder({id(module): name for name, module in model.named_modules()})
         for module in model.modules():
             set_backend(module, recorder)
-        with RowWatch.of(model, _ROWS) as watch:
+        with RowWatch.of(model, _ROWS) as watch, stored_weights.dry():
             _dry_run(model)
         for module in model.modules():
             set_backend(module, None)

@@ -57,6 +57,8 @@ class StoredLinear(_Stored, nn.Linear):
         """x: [..., in_features]; returns [..., out_features]."""
         if not self.is_stored:
             return super().forward(x)
+        if _own.is_dry:
+            return x.new_zeros(*x.shape[:-1], self.out_features)
         bias: Tensor | None = self.bias
         parts = [
             F.linear(x, weight, None if bias is None else bias[rows])
@@ -77,7 +79,7 @@ class StoredLinear(_Stored, nn.Linear):
         step = max(1, _BLOCK // self.in_features // _TILE) * _TILE
         for start in range(0, self.out_features, step):
             rows = slice(start, start + step)
-            yield rows, _scratch.widened(self.stored[rows], weight.dtype)
+            yield rows, _own.widened(self.stored[rows], weight.dtype)
 
 
 class StoredEmbedding(_Stored, nn.Embedding):
@@ -175,11 +177,25 @@ def _is_stand_in(weight: Tensor | None) -> bool:
     return weight is not None and not any(weight.stride())
 
 
-class _Scratch(threading.local):
-    """Memory of each thread that is used again and again, so that it lies in caches."""
+@contextmanager
+def dry() -> Iterator[None]:
+    """Lets stored linear layers that this thread calls give zeros, and read no weight."""
+    _own.is_dry = True
+    try:
+        yield
+    finally:
+        _own.is_dry = False
+
+
+class _Own(threading.local):
+    """What each thread has of its own.
+
+    Its memory is used again and again, so that it lies in caches.   is_dry: see `dry`
+    """
 
     def __init__(self) -> None:
         self._memory = torch.empty(0)
+        self.is_dry = False
 
     @torch.no_grad()
     def widened(self, values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -190,4 +206,4 @@ class _Scratch(threading.local):
         return self._memory[: values.numel()].view(values.shape).copy_(values)
 
 
-_scratch = _Scratch()
+_own = _Own()

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from weft.adapters.base import BaseModules
 from weft.server.engine import half_weight, hardware, stored_weights, weights
+from weft.server.engine.attention import use_paged_attention
+from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.packed_linear import PackedLinear, Way, begin_packing
 from weft.server.engine.self_test import twin
 from weft.server.engine.stored_weights import StoredEmbedding, StoredLinear, stored_dtype
@@ -124,6 +126,18 @@ def test_where_that_cannot_be_they_are_packed_in_32_bits(
     for model in both:
         pack(model)
     assert torch.equal(*map(logits, both))
+
+
+def test_a_dry_run_sees_the_same_and_reads_no_stored_weight(
+    both: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StoredLinear, "blocks", lambda self: pytest.fail("read"))
+    seen = []
+    for model in both:
+        use_paged_attention(model)
+        spec = KVSpec.discover(model)
+        seen.append((spec.shapes, spec.layouts, spec.refused, spec.longest_window))
+    assert seen[0] == seen[1]
 
 
 def test_what_is_not_packed_is_widened_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
