@@ -4,7 +4,9 @@ Composes pool, arena and loader; used only from the engine's thread. Knows no re
 scheduler asks for digests and takes references.
 """
 
-from collections.abc import Collection, Iterator
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -62,7 +64,14 @@ class Residency:
     `pump` is called once before each step.
     """
 
-    def __init__(self, pool: Pool, arena: Arena, loader: Loader) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        arena: Arena,
+        loader: Loader,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
         self._pool = pool
         self._arena = arena
         self._loader = loader
@@ -71,6 +80,8 @@ class Residency:
         self._places: Places[_Want] = Places(PLACES)
         self._given_up: list[_Want] = []  # their loads have not ended yet
         self._installing: tuple[str, Installation] | None = None
+        self._began = 0.0  # with what is being installed
+        self._copy_seconds = math.inf  # what lately installed ones took, on average
         self._failures: dict[str, Exception] = {}
         self._leaving: set[str] = set()
         self._awaited: set[str] = set()
@@ -144,6 +155,12 @@ class Residency:
             return ()
         self._claim = digest
         return victims
+
+    def return_seconds(self, digests: Iterable[str]) -> float:
+        """About how long bringing these back, if they had left, would take all together."""
+        held = self._loader.sizes()
+        reading = self._loader.load_seconds / max(self._loader.loads, 1)
+        return sum(self._copy_seconds + (0.0 if d in held else reading) for d in digests)
 
     # ---- what an operator asks
 
@@ -298,6 +315,7 @@ class Residency:
                 for slot in placement.evicted:
                     self._clear(slot)
                 self._unwant(digest)
+                self._began = self._clock()
                 self._installing = digest, self._arena.install(placement, packed)
                 return True
         return False
@@ -336,12 +354,18 @@ class Residency:
             return budget
         if arrived:
             self._pool.commit(digest)
+            self._learn(self._clock() - self._began)
             self._awaited.add(digest)
             self._installing = None
             self._loader.let_go(installation.leave())
         elif not copied:
             return budget
         return copied
+
+    def _learn(self, seconds: float) -> None:
+        """Takes one more installation into the average, in which the last few count."""
+        known = self._copy_seconds
+        self._copy_seconds = seconds if known == math.inf else known + (seconds - known) / 4
 
     def _fail(self, digest: str, error: Exception) -> None:
         self._unwant(digest)

@@ -211,6 +211,7 @@ class Engine:
     # ---- a step
 
     def _step(self) -> None:
+        self.scheduler.make_way()
         self.residency.pump(COPY_BYTES_PER_STEP)
         self._plan = self.scheduler.plan()
         sampled = self._compute(self._plan) if self._plan else {}

@@ -30,9 +30,8 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What changed: demands that lost their slot, that will never get one (code), that got one."""
+    """What changed: demands that will never get a slot (code), and those that got one."""
 
-    drained: list[Demand] = field(default_factory=list)
     failed: list[tuple[Demand, str]] = field(default_factory=list)
     opened: list[Demand] = field(default_factory=list)
 
@@ -40,19 +39,23 @@ class Passage:
 class AdapterGate:
     """Loads what is wanted, oldest demand first, and bounds how long a demand waits for room.
 
-    A version with live sequences stays on the device until another one has waited `patience`
-    seconds; then it is drained, unless it came less than `patience` seconds ago: each stay is long
-    enough to be worth its load. While an overdue demand waits for such a stay to end, no other one
-    gets room, so that many small versions cannot starve a large one. A sequence of several versions
-    runs once it has all: the first one of those that wait loses none of them to others meanwhile.
+    A version with live sequences stays on the device until another one has waited for a turn; then
+    it is drained, unless it came less than a turn ago. A turn is `patience` seconds, or less where
+    versions come back so fast that even then little time goes into bringing them, and sequences
+    find what they had computed: each stay is worth its load. While an overdue demand waits for a
+    stay to end, no other one gets room, so that many small versions cannot starve a large one. A
+    sequence of several versions runs once it has all: the first one of those that wait loses none
+    of them to others meanwhile.
     """
 
     WINDOW = 32  # demands polled per step, so that its cost does not grow with the queue
+    WORTH = 24  # turns are so many times as long as it takes to bring back all that are in use
 
     def __init__(self, residency: Residency, patience: float, clock: Callable[[], float]) -> None:
         self._residency = residency
-        self._patience = patience
+        self._patience = self._turn = patience
         self._clock = clock
+        self._patient_until = 0.0
         self._demands: dict[str, Demand] = {}
         self._pending: dict[str, Demand] = {}  # those without a slot, longest waiting first
         self._blends: dict[int, Sequence] = {}  # those that need several versions, by arrival
@@ -110,8 +113,31 @@ class AdapterGate:
                 elif demand.ref is not None:
                     self._residency.release(demand.ref)
 
+    def be_patient(self) -> None:
+        """What a sequence had computed was lost while it waited: such turns are too short now."""
+        self._patient_until = self._clock() + self._patience
+
+    def give_way(self) -> list[Demand]:
+        """Makes room for the demands that waited too long: those that lost their slots for it.
+
+        Called before versions move, and `poll` after that: so the room is never empty in a step.
+        """
+        if not self._pending:
+            return []
+        self._turn = self._patience
+        if self._clock() >= self._patient_until:
+            in_use = (demand.digest for demand in self._demands.values() if demand.ref is not None)
+            self._turn = min(self._patience, self.WORTH * self._residency.return_seconds(in_use))
+        drained: list[Demand] = []
+        for demand in self._polled():
+            if self._overdue(demand.waiting_since):
+                presence = self._residency.ensure(demand.digest, demand.tenant)
+                if presence is Presence.WAITING:
+                    drained += self._make_room(demand)
+        return drained
+
     def poll(self) -> Passage:
-        """Asks after the longest waiting demands, and makes room for those that waited too long."""
+        """Asks after the longest waiting demands."""
         passage = Passage()
         making_room = False
         for demand in self._polled():
@@ -121,9 +147,8 @@ class AdapterGate:
                 if not (demand.drained and making_room):
                     self._open(demand)
                     passage.opened.append(demand)
-            elif presence is Presence.WAITING and self._overdue(demand.waiting_since):
-                passage.drained.extend(self._make_room(demand))
-                making_room = True
+            elif presence is Presence.WAITING:
+                making_room |= self._overdue(demand.waiting_since)
             elif presence is Presence.FAILED:
                 code = error_code(self._residency.error(demand.digest))
                 passage.failed.append((demand, code))
@@ -200,7 +225,7 @@ class AdapterGate:
         return demand.ref is not None and self._overdue(self._stays[demand.ref.slot][1])
 
     def _overdue(self, since: float) -> bool:
-        return self._clock() - since >= self._patience
+        return self._clock() - since >= self._turn
 
 
 def _digests(seq: Sequence) -> set[str]:

@@ -24,6 +24,11 @@ class Partition:
         self.prefixes = PrefixCache(self.pool, page_size, root)
         self.running = 0
 
+    def known(self, seq: Sequence) -> tuple[list[int], list[int]]:
+        """The first pages of `seq`: those that can be shared, and then those kept for it alone."""
+        shared = self.prefixes.find(seq)
+        return shared, self.prefixes.kept(seq, len(shared))
+
 
 class PageTables:
     """Gives sequences pages for all their positions, shared ones where the prefix is known.
@@ -90,11 +95,12 @@ class PageTables:
         """Whether `admit` would succeed if these running ones had given back what they hold."""
         partition = self._of(seq.tenant)
         gone = [other for other in without if self._places[other] is partition]
-        shared = partition.prefixes.find(seq)
+        shared, kept = partition.known(seq)
+        known = shared + kept
         freed = partition.pool.freed_by(page for other in gone for page in other.pages)
         available = partition.pool.available + len(freed)
-        idle = partition.pool.idle(shared) + len(freed.intersection(shared))
-        fresh = self._pages_for(seq.length) - len(shared)
+        idle = partition.pool.idle(known) + len(freed.intersection(known))
+        fresh = self._pages_for(seq.length) - len(known)
         return available - idle - fresh >= partition.running - len(gone)
 
     def admit(self, seq: Sequence) -> bool:
@@ -106,20 +112,24 @@ class PageTables:
         """
         partition = self._of(seq.tenant)
         pool = partition.pool
-        shared = partition.prefixes.find(seq)
-        fresh = self._pages_for(seq.length) - len(shared)
-        if pool.available - pool.idle(shared) - fresh < partition.running:
+        shared, kept = partition.known(seq)
+        known = shared + kept
+        fresh = self._pages_for(seq.length) - len(known)
+        if pool.available - pool.idle(known) - fresh < partition.running:
             return False
-        pool.share(shared)
-        seq.pages = shared + pool.take(fresh)
+        pool.share(known)
+        pool.withdraw(kept)
+        seq.pages = known + pool.take(fresh)
         seq.published = len(shared)
-        found = len(shared) * self.page_size
+        found = len(known) * self.page_size
+        if kept:
+            found = min(found, seq.saved)
         seq.computed = max(found, seq.brought)
         seq.uncopied = seq.computed - found
         partition.running += 1
         self._places[seq] = partition
         self.prefix_queries += len(seq.tokens)
-        self.prefix_hits += max(found - seq.lead, 0)
+        self.prefix_hits += max(len(shared) * self.page_size - seq.lead, 0)
         return True
 
     def publish(self, seq: Sequence) -> None:
@@ -148,9 +158,14 @@ class PageTables:
             seq.pages += partition.pool.take(min(missing, spare))
         return min(positions, len(seq.pages) * self.page_size - seq.length)
 
-    def release(self, seq: Sequence) -> None:
-        """Takes all pages back; what was published can be found until it is overwritten."""
+    def release(self, seq: Sequence, *, keep: bool = False) -> None:
+        """Takes all pages back; what was published can be found until it is overwritten.
+
+        keep: it will come again, and finds until then all that was computed
+        """
         partition = self._places.pop(seq)
+        if keep:
+            partition.prefixes.keep(seq)
         partition.pool.release(seq.pages)
         partition.running -= 1
         seq.pages = []

@@ -105,6 +105,11 @@ class PagePool:
             self._content[page] = content
             self._page_of[content.key] = page
 
+    def withdraw(self, pages: Iterable[int]) -> None:
+        """Lets these referenced pages, of which only their owner knows, be found no more."""
+        for page in pages:
+            del self._page_of[self._content.pop(page).key]
+
     def release(self, pages: Iterable[int]) -> None:
         """Drops one reference of each page, the last first: a prefix outlives what follows it."""
         for page in reversed(list(pages)):

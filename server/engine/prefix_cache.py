@@ -68,6 +68,28 @@ class PrefixCache:
             self._pool.publish(seq.pages[index], self._content(seq, index))
             seq.published = index + 1
 
+    def keep(self, seq: Sequence) -> None:
+        """Lets `seq` alone find again what its pages hold beyond those that are published."""
+        seq.saved = seq.computed - seq.uncopied
+        for index in range(seq.published, -(-seq.saved // self._page_size)):
+            self._pool.publish(seq.pages[index], self._own(seq, index))
+
+    def kept(self, seq: Sequence, first: int) -> list[int]:
+        """The pages from index `first` on that were kept for `seq` and hold that still."""
+        pages: list[int] = []
+        for index in range(first, -(-seq.saved // self._page_size)):
+            page = self._pool.find(self._own(seq, index))
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def _own(self, seq: Sequence, index: int) -> Content:
+        """What page `index` holds of what is saved of `seq`; its key is no other sequence's."""
+        start = index * self._page_size
+        stop = min(start + self._page_size, seq.saved)
+        return Content(f"{seq.arrival}/{index}".encode(), seq.identities(start, stop))
+
     def _shareable(self, seq: Sequence) -> int:
         """How many of its leading positions may be shared."""
         return seq.length if self.enabled else seq.traits.prefix

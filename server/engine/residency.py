@@ -1,6 +1,6 @@
 """What the scheduler asks of whoever keeps adapters on the device. Knows no tensors, no files."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from weft.adapters.errors import AdapterCorrupt, AdapterInvalid, LoadFailed
@@ -45,6 +45,9 @@ class Residency(Protocol):
         Until the next step no room is given to any other. Empty: there is nothing to release, or
         room is being made for another version.
         """
+
+    def return_seconds(self, digests: Iterable[str]) -> float:
+        """About how long bringing these back, if they had left, would take all together."""
 
 
 def error_code(error: Exception) -> str:

@@ -8,6 +8,7 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
+from itertools import chain
 from operator import attrgetter
 
 from weft.adapters.tenancy import TenantContext
@@ -34,7 +35,7 @@ _ABORTED = Finish("abort")
 class Scheduler:
     """Continuous batching over paged KV for many tenants and many adapters.
 
-    In turn: `plan`, the model, `commit`; `add`, `abort` and `fail` between any two.
+    In turn: `make_way`, `plan`, the model, `commit`; `add`, `abort` and `fail` between any two.
     Each child of a request ends exactly once, whatever happens, and is then in `ended`, which
     whoever tells of it empties.
     """
@@ -90,7 +91,7 @@ class Scheduler:
 
     @property
     def _live(self) -> list[Sequence]:
-        return [seq for children in self._requests.values() for seq in children]
+        return list(chain.from_iterable(self._requests.values()))
 
     # ---- arrival and end
 
@@ -110,7 +111,8 @@ class Scheduler:
         if error := self._refusal(request, lead=0):
             self._end_all(children, Finish("error", error=error))
         else:
-            self._start(children[:1] if self._shares_prompt(request) else children)
+            shared = self.tables.reuses_prompts and request.sampling.prompt_logprobs is None
+            self._start(children[:1] if shared else children)
 
     def abort(self, request_id: str, index: int | None = None, finish: Finish = _ABORTED) -> None:
         """Ends a request's children, or one of them, whatever they are doing."""
@@ -164,6 +166,12 @@ class Scheduler:
 
     # ---- a step
 
+    def make_way(self) -> None:
+        """Before adapters move: those that had their turn give way to those that waited."""
+        for demand in self._gate.give_way():
+            for seq in demand.members.values():
+                self._park(seq)
+
     def plan(self) -> StepPlan:
         """Chooses the next step: decodes first, then prefill by fair share within the budget.
 
@@ -189,9 +197,6 @@ class Scheduler:
 
     def _settle_adapters(self) -> None:
         passage = self._gate.poll()
-        for demand in passage.drained:
-            for seq in demand.members.values():
-                self._park(seq)
         for demand, code in passage.failed:
             self._end_all(list(demand.members.values()), Finish("error", error=code))
         for demand in passage.opened:
@@ -202,8 +207,7 @@ class Scheduler:
         if not self._queue or (claims := self._claims()).even:
             return
         for seq in self._queue.firsts():
-            victims = claims.victims(seq)
-            if victims:
+            if victims := claims.victims(seq):
                 for victim in victims:
                     self._preempt(victim)
                 self._admit(seq)
@@ -300,13 +304,14 @@ class Scheduler:
         """Lets the queue's choice run, if pages suffice and each running one can still grow."""
         if not self.tables.admit(seq):
             return False
-        if not seq.preemptions:
-            seq.cached_tokens = max(seq.computed - seq.lead, 0)
-        else:
+        if seq.computed < seq.saved:
+            self._gate.be_patient()
+        if seq.preemptions:
             again = max(seq.charged - seq.computed, self.limits.page_size)
             seq.keeps_until = seq.generated + again
         if seq.queue_seconds is None:
             seq.queue_seconds = self._clock() - seq.arrived
+            seq.cached_tokens = max(seq.computed - seq.lead, 0)
         self._queue.remove(seq)
         seq.shares = self._gate.shares(seq)
         seq.status = Status.RUNNING
@@ -326,7 +331,7 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Back to the queue: tokens are kept, their KV will be computed again."""
+        """Back to the queue: tokens are kept, and their KV while nobody needs the pages."""
         self._vacate(seq)
         seq.preemptions += 1
         self.preemptions += 1
@@ -352,7 +357,7 @@ class Scheduler:
 
     def _vacate(self, seq: Sequence) -> None:
         del self._running[bisect_left(self._running, seq.arrival, key=_arrival)]
-        self.tables.release(seq)
+        self.tables.release(seq, keep=seq.status is not Status.ENDED)
         seq.shares = ()
 
     def _end(self, seq: Sequence, finish: Finish) -> None:
@@ -381,10 +386,6 @@ class Scheduler:
                 self._start(siblings[:1])
 
     # ---- what holds
-
-    def _shares_prompt(self, request: Generate) -> bool:
-        """Whether later children wait for the first one's pages instead of computing their own."""
-        return self.tables.reuses_prompts and request.sampling.prompt_logprobs is None
 
     def _refusal(self, request: Generate, lead: int) -> str | None:
         return refusal(request, lead, self.limits, self.tables)

@@ -55,6 +55,7 @@ class Sequence:
     arrival: position in the order of all arrivals; decides who waits and who is preempted
     cached_tokens: prompt tokens that the prefix cache spared at first admission
     keeps_until: generated tokens before which it does not give way to other tenants again
+    saved: leading positions that had valid KV when it last had to give its pages back
     history: where its drafts come from, once any were looked for
     arrived: when it came, by the scheduler's clock   queue_seconds: until it ran for the first time
     """
@@ -76,6 +77,7 @@ class Sequence:
     queue_seconds: float | None = None
     preemptions: int = 0
     keeps_until: int = 0
+    saved: int = 0
     charged: int = 0  # tokens that its tenant has paid for; recomputing them is free
     contents: list[Content] = field(default_factory=list)  # of its leading full pages, if known
     published: int = 0  # leading pages known to the prefix cache
@@ -149,7 +151,7 @@ class Sequence:
         """Forgets what it held; its tokens stay."""
         self.status = Status.HELD
         self.preemptions += bool(self.pages)
-        self.computed = self.uncopied = self.published = 0
+        self.computed = self.uncopied = self.published = self.saved = 0
         self.pages, self.shares, self.contents, self.history = [], (), [], None
 
     def identities(self, start: int, stop: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """A residency without tensors: real bookkeeping of slots and bytes, loads that take some steps."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 
 from weft.adapters.errors import AdapterInvalid
 from weft.adapters.pool import Pool, SlotRef
@@ -13,7 +14,8 @@ class FakeResidency:
     """Keeps `weft.server.engine.residency.Residency`'s promises.
 
     sizes: bytes of each version that exists   load_steps: steps until one is in host memory
-    install_steps: steps of its copy to the device   broken: versions whose load fails
+    install_steps: steps of its copy to the device, with 0 it is there after the same pump
+    swap_seconds: what bringing one back is said to take   broken: versions whose load fails
     traits: of the versions that have any
     """
 
@@ -25,6 +27,7 @@ class FakeResidency:
         *,
         load_steps: int = 1,
         install_steps: int = 1,
+        swap_seconds: float = math.inf,
         broken: Collection[str] = (),
         traits: Mapping[str, Traits] | None = None,
     ) -> None:
@@ -33,6 +36,7 @@ class FakeResidency:
         self._sizes = sizes
         self._load_steps = load_steps
         self._install_steps = install_steps
+        self._swap_seconds = swap_seconds
         self._broken = frozenset(broken)
         self._traits = traits or {}
         self._wanted: dict[str, int] = {}  # version → steps until it is in host memory
@@ -87,6 +91,9 @@ class FakeResidency:
         self._claim = digest
         return victims
 
+    def return_seconds(self, digests: Iterable[str]) -> float:
+        return sum(self._swap_seconds for _ in digests)
+
     def pump(self) -> None:
         """What happens between two steps."""
         arrived = [digest for digest, steps in self._installing.items() if steps <= 1]
@@ -111,8 +118,11 @@ class FakeResidency:
             return
         if placement is not None:
             del self._wanted[digest]
-            self._installing[digest] = self._install_steps
             self.loads += 1
+            if self._install_steps:
+                self._installing[digest] = self._install_steps
+            else:
+                self.pool.commit(digest)
 
     def _fail(self, digest: str, error: Exception) -> None:
         self._failures[digest] = error

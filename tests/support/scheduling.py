@@ -115,6 +115,7 @@ class World:
     def step(self, seconds: float = 0.01) -> StepPlan:
         """One step of the engine."""
         self.clock.now += seconds
+        self.scheduler.make_way()
         self.residency.pump()
         plan = self.scheduler.plan()
         self._check_plan(plan)

@@ -1,6 +1,6 @@
 """Which adapters are on the device when more are wanted than fit."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import pairwise
 
 import pytest
@@ -133,6 +133,48 @@ def test_all_have_their_turn_and_none_is_loaded_only_to_leave(slots: int, wanted
     assert world.residency.loads <= slots * (world.clock.now / PATIENCE + 1)
 
 
+def test_turns_are_short_where_versions_come_back_soon() -> None:
+    swap, slots = 0.01, 2
+    residency = FakeResidency(10 * slots, slots, equal(5), install_steps=0, swap_seconds=swap)
+    world = World(limits(patience=PATIENCE, max_num_seqs=16, num_pages=1025), residency)
+    load = Load(world, list(equal(5)))
+    load.run(10 * PATIENCE)
+    turn = AdapterGate.WORTH * slots * swap
+    assert turn < PATIENCE
+    for digest in load.digests:
+        assert load.longest_wait(digest) <= 3 * (turn + SLACK)
+    assert residency.loads <= slots * (world.clock.now / turn + 1), "they are worth their loads"
+
+
+def test_turns_are_long_while_what_was_computed_is_lost_between_them() -> None:
+    """Each of the three can be computed only in a stay of many steps, and there are no pages."""
+    residency = FakeResidency(10, 1, equal(3), install_steps=0, swap_seconds=0.0001)
+    world = World(limits(num_pages=30, max_num_batched_tokens=16), residency)
+    for digest in equal(3):
+        world.scheduler.add(request(digest, 100, max_tokens=4, adapter=digest))
+    world.run(max_steps=1000)
+    assert world.scheduler.preemptions > 0
+
+
+def test_no_turn_is_longer_than_patience() -> None:
+    residency = FakeResidency(10, 1, equal(2), swap_seconds=PATIENCE)
+    world = World(limits(patience=PATIENCE), residency)
+    load = Load(world, list(equal(2)))
+    load.run(10 * PATIENCE)
+    assert all(load.longest_wait(digest) <= 2 * (PATIENCE + SLACK) for digest in load.digests)
+
+
+def test_room_that_is_made_is_used_in_the_same_step() -> None:
+    residency = FakeResidency(20, 2, equal(4), install_steps=0, swap_seconds=0.001)
+    world = World(limits(max_num_seqs=16), residency)
+    for digest in equal(4):
+        world.scheduler.add(request(digest, max_tokens=60, adapter=digest))
+    world.until(lambda: world.scheduler.running == 2)
+    for _ in range(60):
+        assert len(world.step().items) == 2
+    assert world.scheduler.preemptions > 10
+
+
 def test_many_small_adapters_do_not_starve_a_large_one() -> None:
     small = [f"small{i}" for i in range(8)]
     world = world_of(8, dict.fromkeys(small, 10) | {"large": 40}, capacity=40)
@@ -223,6 +265,9 @@ class Scripted:
     def give_up(self, digest: str) -> None:
         pass
 
+    def return_seconds(self, digests: Iterable[str]) -> float:
+        return PATIENCE
+
     def victims_for(self, digest: str, last: Collection[str] = ()) -> tuple[str, ...]:
         return self.victims
 
@@ -252,7 +297,7 @@ def test_a_drained_adapter_that_left_and_came_back_is_let_in_again() -> None:
     scripted.presence = {"a0": device, "a1": waiting, "a2": waiting}
     gate = overdue_gate(scripted)
     scripted.victims = ("a0",)
-    assert [demand.digest for demand in gate.poll().drained] == ["a0"]
+    assert [demand.digest for demand in gate.give_way()] == ["a0"]
     scripted.victims = ()
     assert gate.poll().opened == [], "its room is being given to a1"
     scripted.presence |= {"a0": loading, "a1": device}

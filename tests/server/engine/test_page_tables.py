@@ -1,6 +1,5 @@
 """Pages of a tenant's own: what others do neither fills them, nor evicts from them, nor is seen."""
 
-from collections import Counter
 from random import Random
 
 import pytest
@@ -69,8 +68,9 @@ def test_growth_preempts_only_those_of_the_same_pages() -> None:
         number = len(world.scheduler._requests)
         world.scheduler.add(request(f"{tenant}-{number}", 8, max_tokens=20, tenant=tenant))
     world.run()
-    begun = Counter(name for step in world.trace for name, _, start, _ in step if start == 0)
-    assert {name for name, count in begun.items() if count > 1} == {"mine-2"}
+    steps = [{name for name, *_ in step} for step in world.trace]
+    lives = {name: "".join("-+"[name in step] for step in steps) for name in set().union(*steps)}
+    assert {name for name, life in lives.items() if "+-" in life.rstrip("-")} == {"mine-2"}
     assert all(finish == Finish("length") for finish in world.ended.values())
 
 

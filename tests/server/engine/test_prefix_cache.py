@@ -118,6 +118,24 @@ def test_without_a_root_nothing_is_kept() -> None:
     assert cache.pool.cached == 0
 
 
+def test_what_is_kept_is_found_by_its_own_sequence_only_and_taken_back_once() -> None:
+    pool = PagePool(range(1, 32))
+    prefixes = PrefixCache(pool, 4, None)
+    mine, twin = (Sequence(request("r", PROMPT), 0, arrival, list(PROMPT)) for arrival in (0, 1))
+    mine.pages, mine.computed = pool.take(3), 10
+    prefixes.keep(mine)
+    pool.release(mine.pages)
+    twin.saved = mine.saved
+    assert prefixes.kept(twin, 0) == []
+    assert prefixes.kept(mine, 0) == mine.pages
+    pool.share(mine.pages)
+    pool.withdraw(mine.pages)
+    assert prefixes.kept(mine, 0) == []
+    assert pool.check() == ()
+    pool.release(mine.pages)
+    assert pool.free == 31
+
+
 def test_what_an_adapter_brings_is_shared_with_its_tenants_own_requests_only() -> None:
     cache, traits = Cache(), Traits(prefix=6)
     pages = cache.compute(request("a", PROMPT, adapter="v1"), traits)

@@ -3,7 +3,9 @@
 from collections import Counter
 
 import pytest
-from scheduling import World, limits, request, shape
+from scheduling import ROOT, World, limits, request, shape
+
+from weft.server.engine.prefix_cache import PrefixRoot
 
 
 def test_the_latest_arrival_is_preempted_and_loses_no_token() -> None:
@@ -33,6 +35,39 @@ def test_a_preempted_sequence_finds_its_own_pages_again() -> None:
     (first, again) = prefills
     assert first == (0, 8)
     assert again[0] > 0
+
+
+@pytest.mark.parametrize("root", [ROOT, None])
+def test_what_nobody_needs_the_pages_of_is_not_computed_again(root: PrefixRoot | None) -> None:
+    world = World(root=root)
+    world.scheduler.add(request("a", 9, max_tokens=20))
+    for _ in range(4):
+        world.step()
+    for _ in range(3):
+        world.scheduler.pause("a", paused=True)
+        world.step()
+        world.scheduler.pause("a", paused=False)
+        world.step()
+    world.run()
+    items = [item for step in world.trace for item in step]
+    computed = [start + row for *_, start, count in items for row in range(count)]
+    assert computed == list(range(9 + 20 - 1))
+    assert world.tokens["a", 0] == list(range(9, 29))
+    assert world.cached["a", 0] == 0
+
+
+def test_others_take_the_pages_of_one_that_waits_the_last_of_them_first() -> None:
+    world = World(limits(num_pages=9), root=None)
+    world.scheduler.add(request("a", 16, max_tokens=3))
+    world.step()
+    world.scheduler.pause("a", paused=True)
+    world.scheduler.add(request("b", 20, max_tokens=3))
+    world.until(lambda: ("b", 0) in world.ended)
+    world.scheduler.pause("a", paused=False)
+    (again,) = world.step().items
+    assert 0 < again.start < 16
+    world.run()
+    assert world.tokens["a", 0] == [16, 17, 18]
 
 
 def test_a_queued_request_waits_until_its_prompt_fits() -> None:

@@ -4,6 +4,7 @@ A seed is a whole life: arrivals, aborts, loads and the passing of time. `World`
 step what must hold. WEFT_SIMULATION_SEEDS sets how many seeds are lived, or which: FIRST:LAST.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from random import Random
@@ -75,7 +76,8 @@ class Simulation:
             slots=random.choice([1, 2, 4, 4]),
             sizes=ADAPTERS,
             load_steps=random.choice([0, 1, 5]),
-            install_steps=random.choice([1, 3]),
+            install_steps=random.choice([1, 3]) - seed % 2,
+            swap_seconds=[0.0001, 0.005, math.inf][seed % 5 % 3],
             broken={"broken"},
             traits=TRAITS,
         )
