@@ -16,6 +16,7 @@ from weft.adapters.packed import Packed, typed_view
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.pool import Placement
 from weft.adapters.traits import Traits
+from weft.kernels.low_rank import LowRankTable
 
 _Run = tuple[int, int, int]
 """Elements that are copied together: where from, where to, how many."""
@@ -30,6 +31,8 @@ class Arena:
         self._tables = tables
         self._modules: dict[int, tuple[str, ...]] = {}
         self._traits: dict[int, Traits] = {}
+        self._ranks: dict[int, int | None] = {}
+        self._untold: set[str] = set()
         self._stream = _side_stream(values.device) if values.is_cuda else None
 
     def check(self, plan: AdapterPlan) -> None:
@@ -54,6 +57,8 @@ class Arena:
         plan, offsets = packed.plan, iter(placement.offsets)
         self._modules[placement.slot] = tuple(plan.ops)
         self._traits[placement.slot] = plan.traits
+        self._ranks[placement.slot] = self._pair_rank(plan)
+        self._untold.update(plan.ops)
         for module, ops in plan.ops.items():
             placed = [self._placed(op, offsets) for op in ops]
             self._tables[module].set(placement.slot, placed)
@@ -73,6 +78,41 @@ class Arena:
         """What the version in the slot asks of its sequences."""
         return self._traits[slot]
 
+    def pair_rank(self, slot: int) -> int | None:
+        """The largest rank of the version in the slot, if it only adds pairs to a step's rows.
+
+        0 where it does nothing to them; None where it does more, or there is none.
+        """
+        return self._ranks.get(slot)
+
+    @property
+    def pairs(self) -> dict[str, LowRankTable]:
+        """The tables of all modules where pairs can be added to a step's rows."""
+        return {
+            name: tables.low_rank
+            for name, tables in self._tables.items()
+            if tables.takes_pairs and tables.low_rank is not None
+        }
+
+    def tell_device(self) -> None:
+        """Tells the device which pairs have come and gone, for steps that are replayed.
+
+        Queued on the current stream, before what is launched there next.
+        """
+        for module in self._untold:
+            if (pairs := self._tables[module].low_rank) is not None:
+                pairs.tell_device()
+        self._untold.clear()
+
+    def _pair_rank(self, plan: AdapterPlan) -> int | None:
+        largest = 0
+        for module, op in plan:
+            rank = self._tables[module].pair_rank(op)
+            if rank is None:
+                return None
+            largest = max(largest, rank)
+        return largest
+
     def clear(self, slot: int) -> None:
         """Lets the slot add nothing anywhere.
 
@@ -80,6 +120,8 @@ class Arena:
         published in it.
         """
         self._traits.pop(slot, None)
+        self._ranks.pop(slot, None)
+        self._untold.update(self._modules.get(slot, ()))
         for module in self._modules.get(slot, ()):
             self._tables[module].clear(slot)
         self._modules.pop(slot, None)

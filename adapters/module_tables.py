@@ -7,6 +7,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from weft.adapters.expert_maps import ExpertMap
 from weft.adapters.operations import LowRank, Operation, Override
 from weft.adapters.stages import InputVerb, OutputVerb, Stages, stages_of
-from weft.kernels.low_rank import LowRankTable
+from weft.kernels.low_rank import LowRankTable, ReplayedSegments
+from weft.kernels.segments import Segments
 from weft.kernels.slot_table import SlotTable
 
 Table = LowRankTable | SlotTable[Any]
@@ -82,15 +84,41 @@ class ModuleTables:
         """Whether any of `slots` has an operation here."""
         return not self._kinds.keys().isdisjoint(slots)
 
-    def active(self, slots: frozenset[int]) -> Active | None:
-        """What the operations of these slots are; None where they have none here.
+    def active(self, segments: Segments) -> Active | None:
+        """What the operations of the segments' slots are; None where they have none here.
 
-        Found once for a set that is asked for again, as each step asks for its own.
+        Found once for a set that is asked for again, as each step asks for its own. A step that is
+        captured applies pairs wherever a slot may have one when it is replayed.
         """
+        if isinstance(segments, ReplayedSegments):
+            return self._pairs
+        slots = segments.slots
         if slots is not self._asked:
             self._asked = slots
             self._active = self._of(slots) if self.any_in(slots) else None
         return self._active
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether pairs can be added to the step's rows here, as they come to the module."""
+        is_module = isinstance(self._module, nn.Module)
+        return is_module and self.low_rank is not None and LowRank in self._stages.outputs
+
+    def pair_rank(self, op: Operation) -> int | None:
+        """The rank of a pair that is added to the step's rows; 0 of what is not applied to these.
+
+        None of anything more, which a captured step does not compute.
+        """
+        if type(op) in self._stages.apart:
+            return 0
+        return op.rank if isinstance(op, LowRank) and self.takes_pairs else None
+
+    @cached_property
+    def _pairs(self) -> Active | None:
+        if not self.takes_pairs:
+            return None
+        assert self.low_rank is not None
+        return Active((), ((self._stages.outputs[LowRank], self.low_rank),), ())
 
     @property
     def in_use(self) -> bool:

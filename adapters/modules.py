@@ -56,7 +56,7 @@ class Adapted:
     def changed(self, x: Tensor) -> Tensor:
         """What `forward` gives, computed now."""
         segments = self.segments()
-        active = self.tables.active(segments.slots)
+        active = self.tables.active(segments)
         y = self.computed(x) if active is None else self.adapted(x, active, segments)
         if self.state.layers:
             self.add_layers(y.view(-1, y.shape[-1]), self.rows(x))

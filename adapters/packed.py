@@ -39,7 +39,7 @@ def pack(plan: AdapterPlan, dtype: torch.dtype, align: int, *, pin_memory: bool)
     Raises AdapterInvalid where a value is finite in the file but not in `dtype`.
     """
     sources = list(plan.stored(dtype))
-    sizes = tuple(_padded(t.numel() * stored.itemsize, align) for _, t, stored in sources)
+    sizes = tuple(aligned(t.numel() * stored.itemsize, align) for _, t, stored in sources)
     buffer = torch.zeros(sum(sizes) // dtype.itemsize, dtype=dtype, pin_memory=pin_memory)
     data = buffer.view(torch.uint8)
     views: list[Tensor] = []
@@ -66,5 +66,6 @@ def _check_finite(modules: Sequence[str], views: Sequence[Tensor], buffer: Tenso
             raise AdapterInvalid(module, f"has values that {view.dtype} cannot hold")
 
 
-def _padded(size: int, align: int) -> int:
+def aligned(size: int, align: int = ALIGNMENT) -> int:
+    """The first multiple of `align` that is not below `size`."""
     return size + -size % align

@@ -71,6 +71,11 @@ class StepState:
             for tell_slots in self._following:
                 tell_slots(slots)
 
+    def end(self) -> None:
+        """No step is computed any more: the modules are the base's own, and no tensor is kept."""
+        self.begin(_NONE, _NONE, (), ())
+        self.queries = None
+
     def watch(self, tell: Callable[[bool], None]) -> None:
         """Calls `tell` when the next step is the first that uses adapters, or that does not."""
         self._told.append(tell)

@@ -27,6 +27,7 @@ def engine_config(settings: Settings, base: Path, store: Store) -> EngineConfig:
         prefix_caching=settings.enable_prefix_caching,
         speculation=settings.speculation,
         compile=settings.compile,
+        enforce_eager=settings.enforce_eager,
         prefix_secret=secrets.token_bytes(32),
         seed=settings.seed,
         threads=settings.threads,

@@ -183,6 +183,10 @@ class Settings(BaseSettings):
         description="Let torch.compile fuse what the base computes between its products, at the "
         "start; takes a minute or more, and a C++ compiler.",
     )
+    enforce_eager: bool = Field(
+        False,
+        description="On a GPU, launch each decode step anew instead of replaying CUDA graphs.",
+    )
     trust_proxy_header: str | None = Field(
         None, description="Header in which a trusted proxy names the tenant."
     )

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from weft.kernels.low_rank import cpu
 from weft.kernels.low_rank.table import ALIGNMENT_BYTES, LowRankTable
+from weft.kernels.low_rank.tiles import ReplayedSegments
 from weft.kernels.segments import Segments
 
 __all__ = [
     "ALIGNMENT_BYTES",
     "LowRankTable",
+    "ReplayedSegments",
     "arena_dtype",
     "low_rank_add_",
     "low_rank_embed_add_",

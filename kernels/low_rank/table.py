@@ -86,6 +86,11 @@ class LowRankTable:
         """See the class."""
         return self._ranks.on_device()
 
+    def tell_device(self) -> None:
+        """Brings `offsets_a`, `offsets_b` and `ranks` up to date, for kernels that are replayed."""
+        for numbers in (self._offsets_a, self._offsets_b, self._ranks):
+            numbers.on_device()
+
     def pair(self, slot: int, expert: int = 0) -> Pair | None:
         """The slot's `(a, b)` as views of the arena, or None."""
         factors = self.factors(slot, expert)

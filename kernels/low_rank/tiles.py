@@ -1,6 +1,7 @@
 """The tiles that launches of the low-rank kernels are cut in: rows of one segment each.
 
 Built on the host where that knows the segments, and else on the device, without waiting for it.
+Where a step is captured once and replayed, they lie in memory that is written anew.
 """
 
 from dataclasses import dataclass
@@ -21,11 +22,56 @@ class SizeClass:
     rows: int
 
 
+class ReplayedSegments(Segments):
+    """The adapter rows of a captured step, which the device is told anew before each replay.
+
+    Kernels that are launched with these compute the rows that were told last.
+
+    rank: no slot that is told has a pair of more
+    """
+
+    rank: int
+    _tiles: dict[SizeClass, Tensor]
+    _told: Segments | None
+
+    def __init__(self, rows: int, rank: int) -> None:
+        vars(self).update(items=(), rows=rows, rank=rank, _tiles={}, _told=None)
+
+    def tell(self, segments: Segments) -> None:
+        """The adapter rows of the next replays, of which the last rows may be in no segment.
+
+        Raises ValueError where there are more rows than these.
+        """
+        if segments.rows > self.rows:
+            raise ValueError(f"{segments.rows} rows for a captured step of {self.rows}")
+        if segments is not self._told:
+            for size, tiles in self._tiles.items():
+                found = tiles_of(segments, size, tiles.device)
+                count = 0 if found is None else len(found)
+                if found is not None:
+                    tiles[:count].copy_(found)
+                tiles[count:].zero_()
+            vars(self)["_told"] = segments
+
+    def tiles(self, size: SizeClass, device: torch.device) -> Tensor | None:
+        """Those of one class, in room for the most there can be; the others have no rows."""
+        room = _most_tiles(self.rows, self.rows, size)
+        if room and size not in self._tiles:
+            self._tiles[size] = torch.zeros(room, 4, dtype=torch.int32, device=device)
+            vars(self)["_told"] = None
+        return self._tiles.get(size)
+
+    def __bool__(self) -> bool:
+        return True
+
+
 def tiles_of(segments: Segments, size: SizeClass, device: torch.device) -> Tensor | None:
     """(slot, first row, end row, expert) of each tile, int32 [tiles, 4]; None without any.
 
-    Made once for a step. Those made on the device may end with tiles without rows.
+    Made once for a step. Those made on the device, or for replays, may end with tiles without rows.
     """
+    if isinstance(segments, ReplayedSegments):
+        return segments.tiles(size, device)
     if isinstance(segments, RoutedSegments):
         return segments.once(routed_tiles, size)
     return segments.once(_tiles, size, device)
@@ -48,7 +94,7 @@ def routed_tiles(segments: RoutedSegments, size: SizeClass) -> Tensor | None:
 
     None where there cannot be any.
     """
-    room = _most_tiles(segments, size)
+    room = _most_tiles(segments.rows, segments.most, size)
     if not room:
         return None
     keys, slots, device = segments.keys, segments.pair_slots, segments.keys.device
@@ -66,7 +112,7 @@ def routed_tiles(segments: RoutedSegments, size: SizeClass) -> Tensor | None:
     return tiles[:room]
 
 
-def _most_tiles(segments: RoutedSegments, size: SizeClass) -> int:
-    pairs = segments.rows
-    most_segments = min(pairs // size.least, segments.most)
-    return most_segments + (pairs // size.rows if size.most > size.rows else 0)
+def _most_tiles(rows: int, segments: int, size: SizeClass) -> int:
+    """Of so many rows in at most so many segments."""
+    most = min(rows // size.least, segments)
+    return min(rows, most + (rows // size.rows if size.most > size.rows else 0))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weft.kernels.block_product import block_product
 from weft.kernels.low_rank.table import ALIGNMENT_BYTES, LowRankTable
-from weft.kernels.low_rank.tiles import SizeClass, tiles_of
+from weft.kernels.low_rank.tiles import ReplayedSegments, SizeClass, tiles_of
 from weft.kernels.plan import plan_of
 from weft.kernels.segments import Segments
 
@@ -47,7 +47,7 @@ def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments)
     x = x if x.stride(-1) == 1 else x.contiguous()
     for plan, tiles in _launches(y, table, segments):
         splits = min(plan.splits, triton.cdiv(table.in_features, plan.inputs))
-        h, rank_block = _workspace(splits, len(x), table, plan)
+        h, rank_block = _workspace(splits, len(x), _most_ranks(table, segments), plan, y.device)
         shrink[(len(tiles), h.shape[2] // rank_block, splits)](
             h,
             x,
@@ -75,7 +75,7 @@ def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: S
     """See `weft.kernels.low_rank.low_rank_embed_add_`."""
     ids = ids.contiguous()
     for plan, tiles in _launches(y, table, segments):
-        h, rank_block = _workspace(1, len(ids), table, plan)
+        h, rank_block = _workspace(1, len(ids), _most_ranks(table, segments), plan, y.device)
         look_up[(len(tiles), h.shape[2] // rank_block)](
             h,
             ids,
@@ -122,32 +122,45 @@ def _launches(
     """The plans that the step needs, each with its tiles."""
     if y.stride(-1) != 1:
         raise ValueError("the last dimension of y must be contiguous")
-    if table.max_rank == 0:
+    if _most_ranks(table, segments) == 0:
         return
-    for plan, size in _classes(y, table):
+    for plan, size in _classes(y, table, segments):
         tiles = tiles_of(segments, size, y.device)
         if tiles is not None:
             yield plan, tiles
 
 
-def _classes(y: Tensor, table: LowRankTable) -> Iterator[tuple[LowRankPlan, SizeClass]]:
-    """Plans with their segments: those of one tile of a short one's rows, longer ones; or any."""
+def _most_ranks(table: LowRankTable, segments: Segments) -> int:
+    """No pair has more; for a step that is captured, none that will be there at a replay."""
+    return segments.rank if isinstance(segments, ReplayedSegments) else table.max_rank
+
+
+def _classes(
+    y: Tensor, table: LowRankTable, segments: Segments
+) -> Iterator[tuple[LowRankPlan, SizeClass]]:
+    """Plans with their segments: those of one tile of a short one's rows, longer ones; or any.
+
+    A captured step would launch for both, whatever is told. Its rows are decodes, so few in a
+    segment that two short tiles cost less than one more launch.
+    """
     if y.dtype != table.arena.dtype or y.itemsize != 2:
         exact = plan_of("low_rank", "exact", LowRankPlan, y.device)
         yield exact, SizeClass(1, MANY, exact.rows)
         return
     short, long = (plan_of("low_rank", kind, LowRankPlan, y.device) for kind in ("short", "long"))
+    if isinstance(segments, ReplayedSegments):
+        yield short, SizeClass(1, MANY, short.rows)
+        return
     yield short, SizeClass(1, short.rows, short.rows)
     yield long, SizeClass(short.rows + 1, MANY, long.rows)
 
 
 def _workspace(
-    splits: int, rows: int, table: LowRankTable, plan: LowRankPlan
+    splits: int, rows: int, most_ranks: int, plan: LowRankPlan, device: torch.device
 ) -> tuple[Tensor, int]:
     """Room for `x aᵀ`, float32 [splits, rows, ranks], and the block that its ranks are cut in."""
-    block = min(plan.rank, max(16, triton.next_power_of_2(table.max_rank)))
-    ranks = block * triton.cdiv(table.max_rank, block)
-    device = table.arena.device
+    block = min(plan.rank, max(16, triton.next_power_of_2(most_ranks)))
+    ranks = block * triton.cdiv(most_ranks, block)
     return torch.empty(splits, rows, ranks, dtype=torch.float32, device=device), block
 
 

@@ -31,6 +31,10 @@ class Forward:
 
         Returns float32 [K, vocabulary].
         """
+        return self.compute(batch).float()
+
+    def compute(self, batch: StepBatch) -> Tensor:
+        """`run`, in the dtype in which the model gives its logits."""
         self.attention.batch = batch.paged
         self.attention.adapters = self.adapters
         self.adapters.begin(batch.segments, batch.kept_segments, batch.virtual, batch.layers)
@@ -40,7 +44,12 @@ class Forward:
             use_cache=False,
             logits_to_keep=batch.kept,
         ).logits
-        return logits[0].float()
+        return logits[0]
+
+    def end(self) -> None:
+        """No step is computed any more: lets go of the last one's tensors."""
+        self.attention.batch = None
+        self.adapters.end()
 
     def __call__(self, plan: StepPlan) -> Tensor:
         """`run(build(plan))`."""

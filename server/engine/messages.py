@@ -19,6 +19,7 @@ class EngineConfig(Message, frozen=True, kw_only=True):
 
     base_names: what the model is called, its own name first; without any it is its folder
     compile: whether the base's decoder is compiled at the start
+    enforce_eager: whether decode steps are not captured as CUDA graphs
     """
 
     model: str
@@ -44,6 +45,7 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     loader_timeout: int = 600
     speculation: str = "off"
     compile: bool = False
+    enforce_eager: bool = False
 
 
 class Sampling(Message, frozen=True, kw_only=True):

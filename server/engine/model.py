@@ -26,6 +26,8 @@ from weft.server.engine.batch import StepBatch
 from weft.server.engine.canary import Canary, canary_of
 from weft.server.engine.checks import ModelTooLarge, ModelUnsupported, check_config, position_limit
 from weft.server.engine.compiled import compile_decoder
+from weft.server.engine.decode_capture import capture_bytes, captured_decodes
+from weft.server.engine.decode_graphs import DecodeGraphs
 from weft.server.engine.forward import Forward
 from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_memory import KVLayout, KVSize, choose_size
@@ -78,6 +80,7 @@ class ModelHost:
 
     base: the modules that adapters may target   arena: the adapters' memory on the device
     folder: of its files   canary: what versions are compared with the base on
+    decodes: what computes steps in place of `forward`, where decode steps are captured
     """
 
     facts: ModelFacts
@@ -87,6 +90,7 @@ class ModelHost:
     prefixes: PrefixCopies
     folder: Path
     canary: Canary
+    decodes: DecodeGraphs | None = None
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Progress) -> "ModelHost":
@@ -115,7 +119,7 @@ class ModelHost:
 
     def run(self, batch: StepBatch) -> Tensor:
         """One forward; see Forward.run."""
-        return self.forward.run(batch)
+        return (self.decodes or self.forward).run(batch)
 
 
 @dataclass(frozen=True)
@@ -264,8 +268,9 @@ def _assemble(
     _check(forward, test, reference, progress)
     budget = _token_budget(wanted, longest, source.device)
     with _memory("the KV cache: lower --kv-cache-memory or --max-num-batched-tokens"):
-        size = _kv_size(forward, layout, wanted, longest, budget)
+        size = _kv_size(forward, arena, layout, wanted, longest, budget)
         layout.allocate(size.pages, attention)
+    decodes = captured_decodes(forward, arena, wanted, size.max_model_len, progress)
     progress("digest", 0, 1)
     facts = ModelFacts(
         digest=beside.digest.result(),
@@ -283,7 +288,8 @@ def _assemble(
         adapter_bytes=arena.values.nbytes,
         slots=SLOTS,
     )
-    return ModelHost(facts, base, arena, forward, prefixes, source.folder, beside.canary.result())
+    canary = beside.canary.result()
+    return ModelHost(facts, base, arena, forward, prefixes, source.folder, canary, decodes)
 
 
 def _context_length(wanted: EngineConfig, config: PreTrainedConfig) -> int:
@@ -323,10 +329,16 @@ def _check(
 
 
 def _kv_size(
-    forward: Forward, layout: KVLayout, wanted: EngineConfig, longest: int, budget: int
+    forward: Forward,
+    arena: Arena,
+    layout: KVLayout,
+    wanted: EngineConfig,
+    longest: int,
+    budget: int,
 ) -> KVSize:
     """Of the KV cache, in the memory that is left."""
     workspace = _workspace(forward, layout, wanted, budget)
+    workspace += capture_bytes(forward, arena, layout, wanted, longest)
     free = hardware.free_memory(layout.device)
     hardware.require_free("--kv-cache-memory", wanted.kv_cache_memory or 0, layout.device)
     return choose_size(wanted, layout, longest=longest, free=free, workspace=workspace)

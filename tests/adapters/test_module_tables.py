@@ -14,6 +14,7 @@ from weft.adapters.operations import (
     Override,
     RowOverride,
 )
+from weft.kernels.segments import Segments
 
 ARENA = torch.arange(256.0)
 
@@ -49,22 +50,22 @@ def test_only_tables_in_use_are_looked_at() -> None:
 
 
 def test_a_step_is_told_what_its_slots_do() -> None:
-    tables, slots = linear(), frozenset({0, 2})
-    assert tables.active(slots) is None
+    tables, step = linear(), Segments.from_slots([0, 2])
+    assert tables.active(step) is None
     tables.set(2, [pair(), InputScale(torch.ones(4))])
     tables.set(3, [OutputShift(torch.ones(6))])
-    active = tables.active(slots)
+    active = tables.active(step)
     assert active is not None
     assert [table for _, table in active.inputs] == [tables.table(InputScale)]
     assert [table for _, table in active.outputs] == [tables.low_rank]
-    assert tables.active(slots) is active
+    assert tables.active(step) is active
     tables.set(0, [OutputShift(torch.ones(6))])
-    active = tables.active(slots)
+    active = tables.active(step)
     assert active is not None
     assert [table for _, table in active.outputs] == [tables.table(OutputShift), tables.low_rank]
     tables.clear(0)
     tables.clear(2)
-    assert tables.active(slots) is None
+    assert tables.active(step) is None
 
 
 def test_outputs_are_changed_in_the_order_of_the_stages() -> None:
