@@ -19,6 +19,7 @@ from weft.adapters.packed import Packed
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.tenancy import TenantContext
 from weft.server.engine.connection import frame
+from weft.server.engine.decode_graphs import DecodeGraphs
 from weft.server.engine.engine import Engine
 from weft.server.engine.messages import Abort, EngineConfig, Generate, Sampling
 from weft.server.engine.model import ModelHost
@@ -135,6 +136,17 @@ class Stepper:
         finally:
             for module, forward in replaced:
                 module.__dict__["forward"] = forward
+
+    @property
+    def replays(self) -> bool:
+        """Whether decode steps are replayed as CUDA graphs."""
+        return self.host.decodes is not None
+
+    @contextmanager
+    def launched(self) -> Iterator[None]:
+        """Each step is launched by the model's forward meanwhile, also where it could be replayed."""
+        with patch.object(DecodeGraphs, "run", lambda graphs, batch: graphs.forward.run(batch)):
+            yield
 
     @torch.inference_mode()
     def products(self, rows: int) -> float:

@@ -90,7 +90,7 @@ class ModelHost:
     prefixes: PrefixCopies
     folder: Path
     canary: Canary
-    decodes: DecodeGraphs | None = None
+    decodes: DecodeGraphs | None
 
     @classmethod
     def load(cls, config: EngineConfig, progress: Progress) -> "ModelHost":

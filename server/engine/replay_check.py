@@ -75,10 +75,10 @@ def _made_up_pairs(arena: Arena, rank: int) -> Iterator[tuple[int, ...]]:
         yield ()
         return
     values = arena.values[: needed // arena.values.itemsize]
-    values.normal_(std=_SPREAD)
-    for placement, version, _ in versions:
-        arena.publish(placement, version)
     try:
+        values.normal_(std=_SPREAD)
+        for placement, version, _ in versions:
+            arena.publish(placement, version)
         yield (0, -1, 1)
     finally:
         for placement, *_ in versions:

@@ -15,13 +15,13 @@ from weft.adapters.base import BaseModules, KVShape
 from weft.adapters.checkpoint import read_checkpoint
 from weft.adapters.methods import lower
 from weft.adapters.modules import adapt
-from weft.adapters.packed import pack
+from weft.adapters.packed import Packed, pack
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.pool import Pool, SlotRef
 from weft.adapters.tensors import read_tensors
 from weft.kernels.segments import Segments
 from weft.server.engine import probe
-from weft.server.engine.attention import AttentionStep, use_paged_attention
+from weft.server.engine.attention import AttentionStep, pools_of, use_paged_attention
 from weft.server.engine.forward import Forward
 from weft.server.engine.kv_memory import KVLayout
 from weft.server.engine.kv_spec import KVSpec
@@ -66,15 +66,31 @@ class AdaptedModel:
         self.arena = Arena(values, adapted.tables)
         self._layout = KVLayout(spec, PAGE_SIZE, torch.float32, torch.device("cpu"))
         self.forward = Forward(self.model, AttentionStep(), adapted.state, PAGE_SIZE)
-        pool = Pool(values.nbytes, max(1, len(adapters)), ALIGNMENT)
+        self._pool = Pool(values.nbytes, max(1, len(adapters)), ALIGNMENT)
         for version in packed:
-            self.arena.check(version.plan)
-            placement = pool.reserve(version.plan.digest, version.sizes)
-            assert placement is not None
-            installation = self.arena.install(placement, version)
-            while not installation.finish():
-                installation.advance(1 << 20)
-            pool.commit(version.plan.digest)
+            self._install(version)
+
+    def install(self, adapter: Path) -> int:
+        """Puts a further adapter in the place of one that was not used for longest; its slot."""
+        plan = lower_folder(adapter, self.model)
+        return self._install(pack(plan, torch.float32, ALIGNMENT, pin_memory=False))
+
+    def _install(self, version: Packed) -> int:
+        self.arena.check(version.plan)
+        placement = self._pool.reserve(version.plan.digest, version.sizes)
+        assert placement is not None
+        for slot in placement.evicted:
+            self.arena.clear(slot)
+        installation = self.arena.install(placement, version)
+        while not installation.finish():
+            installation.advance(1 << 20)
+        self._pool.commit(version.plan.digest)
+        return placement.slot
+
+    def allocate(self, pages: int) -> list[tuple[Tensor, Tensor]]:
+        """Gives the cache so many pages, and returns each layer's pools of K and V."""
+        self._layout.allocate(pages, self.forward.attention)
+        return [pools_of(layer.module) for layer in self._layout.spec.layers]
 
     def logits(
         self, ids: Tensor, slots: Sequence[int], keep: Sequence[int] | None = None
@@ -93,5 +109,5 @@ class AdaptedModel:
             kept=torch.tensor([row * tokens + at for row in range(count) for at in kept]),
             kept_segments=Segments.from_slots([slot for slot in slots for _ in kept]),
         )
-        self._layout.allocate(1 + count * -(-tokens // PAGE_SIZE), self.forward.attention)
+        self.allocate(1 + count * -(-tokens // PAGE_SIZE))
         return self.forward.run(batch).view(count, len(kept), -1)

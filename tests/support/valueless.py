@@ -17,6 +17,7 @@ from tiny_models import tiny_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from weft.adapters.arena import Arena
 from weft.adapters.base import BaseModules
 from weft.adapters.modules import adapt
 from weft.adapters.operations import LowRank
@@ -74,6 +75,7 @@ class ValuelessModel:
                 experts = () if pairs.experts == 1 else (pairs.experts,)
                 a, b = (tensor(*experts, RANK, n) for n in (pairs.in_features, pairs.out_features))
                 table.set(slot, [LowRank(a, b)])
+        self.arena = Arena(arena, adapted.tables)
         self.forward = Forward(model, AttentionStep(), adapted.state, PAGE_SIZE)
         KVLayout(spec, PAGE_SIZE, DTYPE, META).allocate(64, self.forward.attention)
 

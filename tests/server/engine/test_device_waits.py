@@ -1,11 +1,14 @@
 """A step never waits for the device, up to the logits: whatever would fails on these tensors."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tiny_models import ARCHITECTURES
 from valueless import ValuelessModel, alone, copies_noted, plan
 
 from weft.adapters.pool import SlotRef
+from weft.server.engine.decode_graphs import DecodeGraphs
 from weft.server.engine.sequence import Share
 
 BLEND = (Share(SlotRef(0, 0), 0.5), Share(SlotRef(1, 0), 0.5))
@@ -20,6 +23,26 @@ def test_steps_of_prompts_decodes_and_blends_wait_for_nothing(arch: str) -> None
     assert logits.shape[0] == 5
     assert copies
     assert not [copy for copy in copies if copy.waits]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_decodes_can_be_captured_since_they_copy_nothing_once_they_were_rehearsed(
+    arch: str,
+) -> None:
+    model = ValuelessModel(arch)
+    graphs = DecodeGraphs(model.forward, model.arena, most_rows=3, longest=24, ranks=(0, 16))
+
+    def rehearsed(step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        with copies_noted() as captured:
+            step()
+        assert captured == []
+        return step
+
+    with copies_noted() as copies:
+        for rank in (16, 0):
+            graphs.capture(rehearsed, rows=3, rank=rank)
+    assert [copy.shape for copy in copies].count((3,)) == 2  # lengths
 
 
 @pytest.mark.parametrize(("arch", "slots"), [("llama", (3, 0)), ("mixtral", (3, 2))])

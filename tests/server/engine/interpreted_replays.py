@@ -1,0 +1,134 @@
+"""Captured decode steps on a tape that does on a CPU what a CUDA graph does; Triton's kernels are
+interpreted. Not collected by itself: test_decode_graphs.py starts a process for it."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from adapted_model import PAGE_SIZE, AdaptedModel
+from peft_adapters import save_lora
+from replayed_story import SMALL, assert_replays_answer_as_peft, computed
+from tape import Tape, tape_kernels
+from torch import Tensor
+
+from weft.adapters.pool import SlotRef
+from weft.server.engine import probe
+from weft.server.engine.batch import StepBatch
+from weft.server.engine.decode_capture import capture
+from weft.server.engine.decode_graphs import DecodeGraphs
+from weft.server.engine.sequence import Share
+from weft.server.engine.step_plan import Scheduled, StepPlan
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    with tape_kernels():
+        yield
+
+
+def test_replays_answer_as_peft_while_rows_and_adapters_come_and_go(tmp_path: Path) -> None:
+    tape = Tape()
+    room = {"adapter_memory": 100_000, "kv_cache_memory": 20_000}
+    assert_replays_answer_as_peft(tmp_path, "llama", tape, SMALL, **room)
+    assert tape.captures == 9
+    assert tape.replays > 5
+
+
+def save(folder: Path, rank: int) -> Path:
+    targets = ["q_proj", "o_proj", "down_proj", "embed_tokens"]
+    return save_lora(
+        folder / str(rank), "qwen2", seed=rank, r=rank, target_modules=targets, model=SMALL
+    )
+
+
+def decodes(model: AdaptedModel, lengths: Sequence[int], slots: Sequence[int]) -> StepBatch:
+    """A step that computes the last token of sequences of these lengths."""
+    prompts = [probe.prompt(length, SMALL["vocab_size"]) for length in lengths]
+    sequences = probe.probes(prompts, PAGE_SIZE)
+    for seq, slot in zip(sequences, slots, strict=True):
+        seq.shares = () if slot < 0 else (Share(SlotRef(slot, 0)),)
+    items = (Scheduled(seq, len(seq.tokens) - 1, 1, samples=True) for seq in sequences)
+    return model.forward.build(StepPlan(tuple(items)))
+
+
+def both(
+    graphs: DecodeGraphs, batch: StepBatch, pools: list[Tensor]
+) -> tuple[tuple[Tensor, list[Tensor]], ...]:
+    """Logits and what they leave in the cache: of a replay, and of the step itself."""
+    results = []
+    before = [pool.clone() for pool in pools]
+    for run in (graphs.run, graphs.forward.run):
+        for pool, kept in zip(pools, before, strict=True):
+            pool.copy_(kept)
+        results.append((run(batch), [pool.clone() for pool in pools]))
+    return tuple(results)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_replays_have_the_bits_of_the_step_and_write_its_own_rows_only(tmp_path: Path) -> None:
+    four, nine, three = (save(tmp_path, rank) for rank in (4, 9, 3))
+    model = AdaptedModel("qwen2", [four, nine], **SMALL)
+    pools = [pool for pair in model.allocate(10) for pool in pair]
+    for pool in pools:
+        pool.normal_()
+    graphs = DecodeGraphs(model.forward, model.arena, most_rows=3, longest=16, ranks=(0, 16))
+    tape = Tape()
+    for rows, rank in graphs.kinds:
+        graphs.capture(tape, rows, rank)
+    captures, lengths = tape.captures, ((4,), (5, 9), (1, 8, 12), (13, 2, 6))
+    stories = [[0], [-1, 1], [-1, 0, 1], [0, 0, 1]]
+    for slots, long in zip(stories, lengths, strict=True):
+        check(model, graphs, pools, decodes(model, long, slots))
+    assert model.install(three) == 0
+    check(model, graphs, pools, decodes(model, (7, 10), [0, 1]))
+    model.arena.clear(1)
+    check(model, graphs, pools, decodes(model, (11,), [-1]))
+    assert (tape.captures, tape.replays) == (captures, len(stories) + 2)
+
+
+def check(model: AdaptedModel, graphs: DecodeGraphs, pools: list[Tensor], batch: StepBatch) -> None:
+    before = [pool.clone() for pool in pools]
+    (replayed, left), (expected, wanted) = both(graphs, batch, pools)
+    assert torch.equal(replayed, expected)
+    own = batch.paged.slot_mapping
+    for old, new, right in zip(before, left, wanted, strict=True):
+        assert torch.equal(new[1:], right[1:])
+        changed = (new != old).flatten(0, 1).flatten(1).any(1).nonzero().flatten()
+        assert set(changed.tolist()) <= {*own.tolist(), *range(PAGE_SIZE)}
+
+
+@pytest.mark.usefixtures("kernels")
+def test_replays_are_held_against_steps_with_made_up_pairs(tmp_path: Path) -> None:
+    ranks = {"target_modules": "all-linear", "model": SMALL}
+    folders = [save_lora(tmp_path / str(r), "llama", r=r, **ranks) for r in (16, 5)]
+    model = AdaptedModel("llama", folders, **SMALL)
+    for slot in (0, 1):
+        model.arena.clear(slot)
+    model.arena.values.zero_()
+    model.allocate(4)
+    graphs = DecodeGraphs(model.forward, model.arena, most_rows=2, longest=6, ranks=(0, 16))
+    stages: list[tuple[str, int, int]] = []
+    assert capture(graphs, Tape(), lambda *stage: stages.append(stage))
+    assert stages == [("graphs", done, 4) for done in range(5)]
+    assert not model.arena.values.any()
+    assert model.arena.pair_rank(0) is None
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_model_that_asks_the_device_for_a_value_is_served_without_captures(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = AdaptedModel("llama", [], **SMALL)
+    model.allocate(4)
+    norm = model.model.get_decoder().norm
+    norm.register_forward_hook(lambda module, args, y: y * y.max().item())
+    graphs = DecodeGraphs(model.forward, model.arena, most_rows=1, longest=6, ranks=(0,))
+    with caplog.at_level(logging.WARNING):
+        assert not capture(graphs, Tape(), lambda *stage: None)
+    (record,) = caplog.records
+    assert "aten::item cannot be captured" in record.getMessage()
+    with computed() as steps:
+        assert graphs.run(decodes(model, (5,), [-1])).shape == (1, SMALL["vocab_size"])
+    assert len(steps) == 1
