@@ -144,7 +144,7 @@ class Stepper:
 
     @contextmanager
     def launched(self) -> Iterator[None]:
-        """Each step is launched by the model's forward meanwhile, also where it could be replayed."""
+        """The model's forward launches each step meanwhile, also where it could be replayed."""
         with patch.object(DecodeGraphs, "run", lambda graphs, batch: graphs.forward.run(batch)):
             yield
 

@@ -24,9 +24,12 @@ class CudaGraphs:
         """
         self._rehearse(step)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate or wait meanwhile.
-        mode = "thread_local"
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode):
+        mode = "thread_local"  # other threads may allocate and wait meanwhile
+        # A capture that fails leaves its stream the current one; the outer context does not.
+        with (
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=mode),
+        ):
             step()
         graph.replay()  # the first one brings it to the device
         return graph.replay
