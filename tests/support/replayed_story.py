@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "vocab_size": 128,
 }
 """A model that Triton's interpreter gets through."""
-ROWS, LONGEST = 3, 24
+ROWS, LONGEST = 4, 24
 RANKS = (0, 16, 64)
 
 
@@ -56,11 +56,11 @@ def adapters(folder: Path, arch: str, model: dict[str, Any]) -> list[Path]:
 def asks(one: Path, two: Path, three: Path) -> list[Ask]:
     """Rows come and go, across buckets and pages; the third adapter takes the first one's place."""
     return [
-        Ask((11, 12, 13), 7, one, after=0),
-        Ask((21, 22), 6, two, after=1),
-        Ask((31, 32, 33, 34, 35), 4, None, after=2),
-        Ask((41, 42), 4, three, after=9),
-        Ask((51, 52, 53), 3, one, after=16),
+        Ask((11, 12, 13), 6, one, after=0),
+        Ask((21, 22), 5, two, after=1),
+        Ask((31, 32, 33, 34, 35), 3, None, after=2),
+        Ask((41, 42), 3, three, after=8),
+        Ask((51, 52, 53), 2, one, after=14),
     ]
 
 
