@@ -55,9 +55,9 @@ def capture_bytes(
     """Bytes that `captured_decodes` will take, measured on pools of page 0 alone.
 
     By the steps of the most rows: what they compute in is shared by all others. 0 where their
-    captures fail, as they will again.
+    captures fail, as they will again, and where the cache's size does not depend on it.
     """
-    if not _is_wanted(wanted, layout.device):
+    if not _is_wanted(wanted, layout.device) or wanted.kv_cache_memory is not None:
         return 0
     count = 0
 

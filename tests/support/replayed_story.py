@@ -30,6 +30,8 @@ SMALL: dict[str, Any] = {
     "vocab_size": 128,
 }
 """A model that Triton's interpreter gets through."""
+ROOM = {"adapter_memory": 100_000, "kv_cache_memory": 20_000}
+"""Bytes: for two of the story's adapters at a time, and for all its pages."""
 ROWS, LONGEST = 4, 24
 RANKS = (0, 16, 64)
 
@@ -45,7 +47,7 @@ class Ask:
 
 
 def adapters(folder: Path, arch: str, model: dict[str, Any]) -> list[Path]:
-    """Of different ranks, two of which an arena of `room` bytes holds at a time."""
+    """Of different ranks."""
     linears: dict[str, Any] = {"target_modules": "all-linear", "model": model}
     return [
         save_lora(folder / f"rank-{rank}", arch, seed=rank, r=rank, lora_alpha=2 * rank, **linears)
@@ -102,7 +104,7 @@ def answered(engine: Engine, asked: list[Ask], digests: dict[Path, str]) -> list
 
 def assert_replays_answer_as_peft(
     folder: Path, arch: str, record: Recorder | None, model: dict[str, Any], **config: Any
-) -> Engine:
+) -> None:
     """Tells the story; each answer's tokens and logits are those of stock peft alone.
 
     Every step of decodes is replayed, and none is computed otherwise.
@@ -123,7 +125,6 @@ def assert_replays_answer_as_peft(
         found = watched.take(str(index), ask.tokens)
         assert (found - expected).abs().max() <= TOLERANCE
         assert told == expected.argmax(-1).tolist()
-    return engine
 
 
 @contextmanager

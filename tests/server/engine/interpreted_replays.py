@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapted_model import PAGE_SIZE, AdaptedModel
 from peft_adapters import save_lora
-from replayed_story import SMALL, assert_replays_answer_as_peft, computed
+from replayed_story import ROOM, SMALL, assert_replays_answer_as_peft, computed
 from tape import Tape, tape_kernels
 from torch import Tensor
 
@@ -30,8 +30,7 @@ def kernels() -> Iterator[None]:
 
 def test_replays_answer_as_peft_while_rows_and_adapters_come_and_go(tmp_path: Path) -> None:
     tape = Tape()
-    room = {"adapter_memory": 100_000, "kv_cache_memory": 20_000}
-    assert_replays_answer_as_peft(tmp_path, "llama", tape, SMALL, **room)
+    assert_replays_answer_as_peft(tmp_path, "llama", tape, SMALL, **ROOM)
     assert tape.captures == 9
     assert tape.replays > 5
 
