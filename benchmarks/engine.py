@@ -72,12 +72,14 @@ class Case:
 
     ranks: of the adapters, in turn; row i has adapter i modulo `adapters`
     bare: pairs of a step and one of the model without anything that knows of adapters
+    launched: steps without CUDA graphs, where the others are replayed
     """
 
     rows: int
     adapters: int
     ranks: tuple[int, ...] = ()
     steps: list[float] = field(default_factory=list)
+    launched: list[float] = field(default_factory=list)
     bare: list[tuple[float, float]] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
     parts: list[dict[str, float]] = field(default_factory=list)
@@ -135,6 +137,7 @@ def run(
             measure(stepper, case, watch)
             if not turn:  # the first turn warms up
                 case.steps, case.bare, case.products, case.parts = [], [], [], []
+                case.launched = []
         progress.advance(task)
 
 
@@ -146,12 +149,15 @@ def measure(stepper: Stepper, case: Case, watch: Stopwatch) -> None:
     with watch.running():
         stepper.step()
     case.parts.append(dict(watch.seconds))
-    if not case.adapters:
-        case.products.append(stepper.products(case.rows))
-        for _ in range(2):
-            idle = stepper.step()
-            with stepper.bare():
-                case.bare.append((idle, stepper.step()))
+    with stepper.launched():
+        if stepper.replays:
+            case.launched.append(stepper.step())
+        if not case.adapters:
+            case.products.append(stepper.products(case.rows))
+            for _ in range(2):
+                idle = stepper.step()
+                with stepper.bare():
+                    case.bare.append((idle, stepper.step()))
     stepper.end()
 
 
@@ -200,6 +206,8 @@ def figures(
         "parts": parts,
         "own": sum(parts[part] for part in OWN) / sum(parts.values()),
     }
+    if case.launched:
+        result["launched"] = statistics.median(case.launched)
     if case.bare:
         result["idle_to_bare"] = statistics.median(bare / idle for idle, bare in case.bare)
     return result
@@ -218,7 +226,7 @@ def show(results: dict[str, Any]) -> None:
         steps = _table(
             f"{title}: a step against its floors, ms",
             "step", "fastest", "bytes", "over", "products", "over", "to base", "bytes'", "in turn",
-            "idle to bare",
+            "idle to bare", "launched",
         )  # fmt: skip
         parts = _table(f"{title}: where a step goes, ms", *FORWARD, *OWN, "engine's own")
         for each in found["cases"]:
@@ -234,6 +242,7 @@ def show(results: dict[str, Any]) -> None:
                 f"{each['floor_to_base']:.3f}",
                 f"{each['one_after_the_other']:.3f}",
                 f"{each['idle_to_bare']:.3f}" if "idle_to_bare" in each else "",
+                f"{1e3 * each['launched']:.2f}" if "launched" in each else "",
             )
             shares = (f"{1e3 * each['parts'][part]:.2f}" for part in (*FORWARD, *OWN))
             parts.add_row(*case, *shares, f"{each['own']:.1%}")
