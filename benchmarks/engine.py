@@ -185,7 +185,7 @@ def figures(
     added = sum(
         workload.adapter_bytes(base, int(each.partition("-")[0]), itemsize) for each in distinct
     )
-    read = base.step_bytes // 2 * itemsize
+    read = base.read_bytes(itemsize)
     step, of_base = statistics.median(case.steps), statistics.median(plain.steps)
     products = statistics.median(plain.products)
     parts = {

@@ -111,7 +111,7 @@ def measure(
                 pairs[side].append(pair)
     itemsize = decoder.host.facts.dtype.itemsize
     values = base.step_bytes // 2
-    load = Load(values * itemsize + decoder.cache_bytes, 2 * (values - base.idle) * ROWS)
+    load = Load(base.read_bytes(itemsize) + decoder.cache_bytes, 2 * (values - base.idle) * ROWS)
     return {
         "methods": FAMILIES[name].methods if name in FAMILIES else "one or two rows of each",
         "adapter_bytes": decoder.stored_bytes(next(iter(sides.values()))[1][0]),

@@ -140,12 +140,11 @@ def floors_of(base: workload.Base, dtype: torch.dtype) -> dict[str, float]:
     bandwidth, peak = machine.read_bandwidth(cpu), machine.matmul_peak(cpu, dtype)
     one = workload.adapter_bytes(base, RANK, bytes_each=2)
     body = base.step_bytes - workload.head_bytes(base)
-    width = dtype.itemsize / 2  # the bytes above are of 16-bit values
     floors = {}
     for mix, distinct in {"base": 0, "1 adapter": 1, "32 adapters": CLIENTS}.items():
         own = one if distinct else 0
         flops_a_token = base.step_bytes + own  # 2 for each value of 2 bytes
-        bytes_a_step = width * (base.step_bytes + distinct * one)
+        bytes_a_step = base.read_bytes(dtype.itemsize) + distinct * one
         step = max(bytes_a_step / bandwidth, CLIENTS * flops_a_token / peak)
         prompts = CLIENTS * PROMPT_TOKENS * (body + own) / peak
         floors[mix] = CLIENTS * NEW_TOKENS / (prompts + (NEW_TOKENS - 1) * step)

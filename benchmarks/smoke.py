@@ -84,7 +84,7 @@ def measure(
             name,
             runs[name],
             peft_seconds.get(name),
-            base.step_bytes // 2 * itemsize,
+            base.read_bytes(itemsize),
             distinct[name] * one_adapter,
             bandwidth,
         )

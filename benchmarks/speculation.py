@@ -279,7 +279,6 @@ def _figures(
         for a, b in zip(off, on, strict=True)
         for name in a.answers
     ]
-    itemsize = 2 if base.name != "embedded" else 4
     return {
         "text": text.name,
         "sequences": size,
@@ -293,7 +292,7 @@ def _figures(
         "acceptance": sum(turn.accepted for turn in on) / drafted if drafted else None,
         "own_share": sum(turn.own_seconds for turn in on) / sum(turn.seconds for turn in on),
         "same_answers": sum(same) / len(same),
-        "floor_tokens_per_second_off": size * bandwidth / (base.step_bytes // 2 * itemsize),
+        "floor_tokens_per_second_off": size * bandwidth / (base.read_bytes(4)),
     }
 
 

@@ -23,9 +23,10 @@ EMBEDDED = Path(__file__).parents[1] / "server" / "demo" / "base"
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk: its folder, and what a decode step reads of it in bytes.
+    """A base model on disk: its folder, and what a decode step reads of it, as if in 16 bits.
 
     chosen: the share of its experts that computes a token   idle: values of those that do not
+    stored: bytes of a value in its files
     """
 
     name: str
@@ -33,11 +34,19 @@ class Base:
     step_bytes: int
     chosen: float = 1.0
     idle: int = 0
+    stored: int = 2
+
+    def read_bytes(self, itemsize: int) -> int:
+        """What a step reads of it that computes in values of `itemsize` bytes: as few as are kept.
+
+        On a CPU they are kept as the files have them.
+        """
+        return self.step_bytes // 2 * min(itemsize, self.stored)
 
 
 def embedded() -> Base:
     """The model that ships with weft."""
-    return Base("embedded", EMBEDDED, _step_bytes(EMBEDDED))
+    return Base("embedded", EMBEDDED, _step_bytes(EMBEDDED), stored=4)
 
 
 def qwen_half_billion() -> Base:

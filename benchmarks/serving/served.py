@@ -67,7 +67,7 @@ def started(model: str, adapter_memory: str, threads: int) -> Iterator[Served]:
         each = 2 if server.dtype in ("bfloat16", "float16") else 4
         one_rank = workload.adapter_bytes(base, 1, bytes_each=4)  # an arena on a CPU is float32
         sizes = {one.name: one.rank * one_rank for one in adapters}
-        floor = Floor(base.step_bytes // 2 * each, sizes, bandwidth)
+        floor = Floor(base.read_bytes(each), sizes, bandwidth)
         yield Served(Target(server.url, ByModel(server.model)), Names(**named), floor)
 
 
