@@ -50,6 +50,14 @@ class HalfWeight:
         return y[:count].view(*x.shape[:-1], y.shape[-1])
 
 
+def is_available() -> bool:
+    """Whether this torch has FBGEMM's products for this processor."""
+    try:
+        return steady(1) > 0
+    except (AttributeError, RuntimeError):
+        return False
+
+
 @cache
 def steady(rows: int) -> int:
     """The least number from `rows` on that are all summed in one order, as in most numbers of rows.

@@ -19,7 +19,7 @@ from weft.adapters.base import BaseModules
 from weft.adapters.modules import adapt
 from weft.adapters.out_of_memory import is_out_of_memory
 from weft.kernels.low_rank import arena_dtype
-from weft.server.engine import hardware, probe, quantization, weights
+from weft.server.engine import half_weight, hardware, probe, quantization, weights
 from weft.server.engine.attention import AttentionStep, use_paged_attention
 from weft.server.engine.base_digest import digest_files, digest_random
 from weft.server.engine.batch import StepBatch
@@ -141,15 +141,9 @@ class _Source:
         device = hardware.choose_device(wanted.device)
         dtype = hardware.choose_dtype(wanted.dtype, device, weights.count_parameters(config))
         quantized = Quantization.choose(wanted.quantization, config, dtype)
-        needed = quantization.expected_bytes(weights.skeleton(config), dtype, quantized)
-        free = hardware.free_memory(device)
-        if needed > free:
-            kind = dtype if quantized is None else quantized.name
-            raise ModelTooLarge(
-                f"the weights need {needed / GIB:.1f} GiB as {kind}, and {device} has "
-                f"{free / GIB:.1f} GiB free: choose a smaller --dtype or model, or --quantization"
-            )
-        return cls(folder, config, device, dtype, quantized)
+        source = cls(folder, config, device, dtype, quantized)
+        source._require_memory()
+        return source
 
     def load(self, wanted: EngineConfig, progress: Progress) -> PreTrainedModel:
         if self.quantized is not None and self.quantized.is_undone:
@@ -179,6 +173,19 @@ class _Source:
         """The dtype of the files, if large weights are to be left in them and packed from there."""
         is_widened = self.device.type == "cpu" and self.dtype == torch.float32
         return stored_dtype(self.folder) if is_widened and self.quantized is None else None
+
+    def _require_memory(self) -> None:
+        """Raises ModelTooLarge where the weights will not fit."""
+        packed = self.stored if half_weight.is_available() else None
+        skeleton = weights.skeleton(self.config)
+        needed = quantization.expected_bytes(skeleton, self.dtype, self.quantized, packed)
+        free = hardware.free_memory(self.device)
+        if needed > free:
+            kind = self.dtype if self.quantized is None else self.quantized.name
+            raise ModelTooLarge(
+                f"the weights need {needed / GIB:.1f} GiB as {kind}, and {self.device} has "
+                f"{free / GIB:.1f} GiB free: choose a smaller --dtype or model, or --quantization"
+            )
 
     def digest(self, wanted: EngineConfig) -> str:
         if wanted.load_format == "dummy":

@@ -18,6 +18,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils.quantization_config import Mxfp4Config
 
 from weft.adapters.base import Quantized, head_of
+from weft.server.engine import stored_weights
 from weft.server.engine.checks import ModelUnsupported
 
 # It looks for a kernel that would be downloaded, and warns at each start that there is none.
@@ -114,10 +115,19 @@ def loading(quantized: Quantization | None, device: torch.device) -> dict[str, A
 
 
 def expected_bytes(
-    skeleton: PreTrainedModel, dtype: torch.dtype, quantization: Quantization | None
+    skeleton: PreTrainedModel,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    stored: torch.dtype | None = None,
 ) -> int:
-    """About how many bytes the model's weights will take."""
+    """About how many bytes the model's weights will take.
+
+    stored: the dtype in which large weights are kept, where that is another one
+    """
     total = sum(parameter.numel() for parameter in skeleton.parameters())
+    if stored is not None:
+        kept = stored_weights.values_kept(skeleton)
+        return (total - kept) * dtype.itemsize + kept * stored.itemsize
     if quantization is None or quantization.is_undone:
         return total * dtype.itemsize
     head = head_of(skeleton)
@@ -135,6 +145,8 @@ def weight_bytes(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, Quantized):
             tensors |= {id(tensor): tensor for tensor in module.constants}
+        elif isinstance(module, stored_weights.Stored) and module.is_stored:
+            tensors[id(module._parameters["weight"])] = module.stored
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -24,7 +24,7 @@ _TILE = 64  # rows: products of whole tiles come out as those of the whole weigh
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
-class _Stored(nn.Module):
+class Stored(nn.Module):
     """A module whose `weight` is read from `stored`, as a new tensor, until another one is set.
 
     Its parameter is a stand-in of the weight's shape and dtype that takes no memory.
@@ -32,13 +32,18 @@ class _Stored(nn.Module):
 
     stored: Tensor
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether its weight is read from `stored`."""
+        return _is_stand_in(self._parameters["weight"])
+
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
         is_read = name == "weight" and _is_stand_in(value)
         return self.stored.to(value.dtype) if is_read else value
 
 
-class StoredLinear(_Stored, nn.Linear):
+class StoredLinear(Stored, nn.Linear):
     """A linear layer that widens its weight at each call."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -47,11 +52,6 @@ class StoredLinear(_Stored, nn.Linear):
         super().__init__(linear.in_features, linear.out_features, has_bias, device="meta")
         self._parameters.update(linear._parameters)
         self.register_buffer("stored", getattr(linear, "stored", None), persistent=False)
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether its weight is read from `stored`."""
-        return _is_stand_in(self._parameters["weight"])
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]; returns [..., out_features]."""
@@ -82,7 +82,7 @@ class StoredLinear(_Stored, nn.Linear):
             yield rows, _own.widened(self.stored[rows], weight.dtype)
 
 
-class StoredEmbedding(_Stored, nn.Embedding):
+class StoredEmbedding(Stored, nn.Embedding):
     """An embedding that widens the rows that are looked up.
 
     embed_scale: what they are multiplied by, told as transformers' own embeddings tell it
@@ -122,7 +122,7 @@ def left_in(stored: torch.dtype | None) -> Iterator[None]:
     plan = PreTrainedModel._get_dtype_plan
 
     def with_large(self: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-        large = [name for name, module in self.named_modules() if _can_stay(module)]
+        large = [name for name, module in self.named_modules() if can_stay(module)]
         patterns = (rf"^{re.escape(name)}\.weight$" for name in large)
         return plan(self, dtype) | dict.fromkeys(patterns, stored)
 
@@ -134,11 +134,20 @@ def left_in(stored: torch.dtype | None) -> Iterator[None]:
         PreTrainedModel._get_dtype_plan = plan  # type: ignore[method-assign]
 
 
+def values_kept(model: nn.Module) -> int:
+    """How many values of a model, which may be without weights, `left_in` leaves in their dtype."""
+    large, other = set[nn.Parameter](), set[nn.Parameter]()
+    for module in model.modules():
+        of_kind = large if can_stay(module) else other
+        of_kind.update(module.parameters(recurse=False))
+    return sum(weight.numel() for weight in large - other if weight.dim() > 1)
+
+
 def adopt(model: nn.Module, dtype: torch.dtype) -> None:
     """Lets the modules whose weights were left in another dtype compute in `dtype`; in place."""
     kept: dict[int, tuple[nn.Parameter, Tensor]] = {}
     for name, module in list(model.named_modules()):
-        if _can_stay(module) and module.weight.dtype != dtype:
+        if can_stay(module) and module.weight.dtype != dtype:
             weight = module.weight
             if id(weight) not in kept:
                 kept[id(weight)] = _stand_in(weight.shape, dtype), weight.detach()
@@ -157,12 +166,12 @@ def widen(model: nn.Module, linears: Iterable[nn.Module]) -> None:
     }
     for module in model.modules():
         weight = module._parameters.get("weight")
-        if isinstance(module, _Stored) and id(weight) in copies:
+        if isinstance(module, Stored) and id(weight) in copies:
             module.weight = copies[id(weight)]
 
 
-def _can_stay(module: nn.Module) -> bool:
-    """Whether it computes nothing with a large weight but what its class in this file does."""
+def can_stay(module: nn.Module) -> bool:
+    """Whether it has a large weight, and computes with it only what a class in this file does."""
     if type(module) is nn.Embedding:
         return module.max_norm is None and module.weight.numel() >= SMALLEST
     return type(module) is nn.Linear and module.weight.numel() >= SMALLEST

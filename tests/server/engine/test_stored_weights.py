@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from weft.adapters.base import BaseModules
-from weft.server.engine import half_weight, hardware, stored_weights, weights
+from weft.server.engine import half_weight, hardware, quantization, stored_weights, weights
 from weft.server.engine.attention import use_paged_attention
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.packed_linear import PackedLinear, Way, begin_packing
@@ -163,6 +163,16 @@ def test_a_weight_put_in_its_place_is_used(folder: Path) -> None:
     linear.weight = nn.Parameter(torch.ones_like(linear.weight), requires_grad=False)
     x = torch.randn(2, linear.in_features)
     assert torch.equal(linear(x), nn.functional.linear(x, linear.weight, linear.bias))
+
+
+def test_it_is_known_beforehand_what_they_take(
+    folder: Path, both: tuple[PreTrainedModel, PreTrainedModel]
+) -> None:
+    skeleton = weights.skeleton(weights.read_config(folder))
+    for model, stored in zip(both, (torch.bfloat16, None), strict=True):
+        expected = quantization.expected_bytes(skeleton, torch.float32, None, stored)
+        assert quantization.weight_bytes(model) == expected
+    assert quantization.weight_bytes(both[0]) < quantization.weight_bytes(both[1])
 
 
 def test_files_of_several_dtypes_or_of_32_bits_are_not_left(folder: Path, tmp_path: Path) -> None:
