@@ -1,6 +1,7 @@
 """A real engine on a tiny model, driven step by step in this process."""
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -44,18 +45,20 @@ def tiny_engine(
     arch: str = "llama",
     *,
     watch: Callable[[ModelHost], ModelHost] = lambda model: model,
+    clock: Callable[[], float] = time.monotonic,
     **config: Any,
 ) -> Iterator[Engine]:
     """An engine on `tiny_model(arch)`, its store in `folder / "store"`; checked when it ends.
 
-    watch: what the engine is given in place of its model
+    watch: what the engine is given in place of its model   clock: the engine's
     """
     model = folder / arch
     if not model.exists():
         save_tiny(arch, model)
     settings = {"model": str(model), "store": str(folder / "store"), **_SMALL, **config}
     wanted = EngineConfig(**settings)
-    engine = Engine(watch(ModelHost.load(wanted, lambda stage, done, total: None)), wanted)
+    model_host = watch(ModelHost.load(wanted, lambda stage, done, total: None))
+    engine = Engine(model_host, wanted, clock)
     try:
         yield engine
         assert engine.check() == ()
@@ -127,7 +130,7 @@ def load(engine: Engine, digest: str) -> Loaded | Failed:
     """The engine's answer to a load, stepping until it comes."""
     engine.handle(Load(f"load-{digest}", digest))
     while True:
-        step(engine)
+        step_and_load(engine)
         for event in engine.take_events():
             if isinstance(event, Loaded | Failed):
                 return event
