@@ -164,6 +164,27 @@ def engine() -> str:
     return f"{told}\n\n{markdown(head, rows)}"
 
 
+def compiled() -> str:
+    """Steps of a compiled base beside those of a plain one, and what it costs the start."""
+    found = results("compiled")
+    rows = []
+    for title, model in found["models"].items():
+        name = in_dtype({"model": title.partition(",")[0], **model})
+        threads, starts = str(model["threads"]), model["start_seconds"]
+        start = f"+{starts['compiled'] - starts['plain']:.0f}"
+        for adapter in (False, True):
+            cases = [case for case in model["cases"] if case["adapter"] is adapter]
+            ratios = (f"{case['ratio']:.2f}" for case in cases)
+            kind = "a LoRA in each row" if adapter else "base"
+            rows.append((name, threads, kind, *ratios, start))
+            name = threads = start = ""
+    counts = (f"{case['rows']} row{'s' * (case['rows'] > 1)}" for case in cases)
+    head = ("base", "threads", "|step", *counts, "start (s)")
+    machine = found["machine"] | {"torch_threads": None}
+    told = conditions("python benchmarks/compiled.py", machine)
+    return f"{told}\n\n{markdown(head, rows)}"
+
+
 def kernels(file: str, dtype: str, options: str) -> str:
     """One linear map's additions and attention, in one dtype."""
     found = results(file)
@@ -238,6 +259,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "registered": registered,
     "swap_in": swap_in,
     "engine": engine,
+    "compiled": compiled,
     "kernels": partial(kernels, "kernels", "bfloat16", ""),
     "kernels_float32": partial(kernels, "kernels-float32", "float32", " --dtypes float32"),
 }
