@@ -1,10 +1,9 @@
 """A real engine on a tiny model, driven step by step in this process."""
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,9 @@ def greedy(
 
 
 def step(engine: Engine) -> None:
-    """A step; one that has nothing to compute lets the loader have the core."""
+    """A step; one that has nothing to compute lets the loader have the interpreter for a while."""
     if not engine.step():
-        os.sched_yield()
+        wait(list(engine._loader._pending.values()), 0.01, FIRST_COMPLETED)
 
 
 def step_and_load(engine: Engine) -> None:
