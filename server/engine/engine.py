@@ -50,7 +50,6 @@ from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)
 COPY_BYTES_PER_STEP = 32 << 20
-LEAST_LOADER_MEMORY = 256 << 20
 STATS_SECONDS = 0.1
 CHECK_SECONDS = 10.0
 

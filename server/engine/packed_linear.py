@@ -20,11 +20,11 @@ from weft.server.engine import hardware
 from weft.server.engine.half_weight import HalfWeight
 from weft.server.engine.stored_weights import SMALLEST, StoredLinear, widen
 
-MANY = 1 << 62
+_ANY = 1 << 62
 _EXPECTED_ROWS = 16
 # In bfloat16 oneDNN takes longer for two rows than for four, and no less for one.
 _FEWEST_ROWS = {torch.bfloat16: 4, torch.float32: 1}
-_MOST_ROWS = {torch.bfloat16: MANY, torch.float32: 128}  # then MKL is faster
+_MOST_ROWS = {torch.bfloat16: _ANY, torch.float32: 128}  # then MKL is faster
 _ROUNDING = {torch.bfloat16: 0.0, torch.float32: 7e-7}  # of the norms of what is multiplied
 _SPARE_COPIES = 2
 
@@ -56,7 +56,9 @@ Way = Callable[[StoredLinear], tuple[Callable[[Tensor], Tensor], int]]
 
 
 def _halved(linear: StoredLinear) -> tuple[HalfWeight, int]:
-    return HalfWeight(linear.stored, (block for _, block in linear.blocks()), linear.bias), MANY
+    return HalfWeight(
+        linear.stored, (block for _, block in linear.blocks()), linear.bias
+    ), _ANY
 
 
 def _blocked(linear: StoredLinear) -> tuple["_BlockedWeight", int]:

@@ -28,10 +28,6 @@ else:
     DEVICES = pytest.mark.parametrize("device", ["cpu", GPU])
     TRITON = pytest.mark.parametrize("device", [GPU])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-GATHERED = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1",
-    reason="how sequences are gathered is not the kernels' concern, and they would take a minute",
-)
 
 problems = st.builds(
     lambda heads, dims, **arguments: (
@@ -139,7 +135,6 @@ def test_attention_is_its_definition_and_what_a_model_computes(
         assert_close(attention(p, 0.3, window, softcap, sinks), expected, p.q.dtype)
 
 
-@GATHERED
 @DEVICES
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -158,7 +153,6 @@ def test_decodes_are_padded_in_buckets_of_bounded_size(
     assert_close(attention(p, window=window), expected, dtype)
 
 
-@GATHERED
 @DEVICES
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [None, 5])
@@ -171,7 +165,6 @@ def test_chunks_of_equal_size_share_a_bucket(
     assert_close(attention(p, window=window), expected, dtype)
 
 
-@GATHERED
 @DEVICES
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_long_chunks_of_one_step_see_what_is_theirs_in_layers_of_any_window(

@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from engines import greedy, run, step_and_load, store_of, tiny_engine
+from engines import greedy, run, standing, step_and_load, store_of, tiny_engine
 from exactness import token_bytes
 from peft_adapters import save_lora
 
@@ -89,8 +89,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     small = {"max_num_batched_tokens": 8, "max_num_seqs": 3, "adapter_memory": ROOM}
     memory = 32 * token_bytes("llama")
     small |= {"kv_cache_memory": memory, "max_model_len": 16}
-    stopped = lambda: 0.0  # noqa: E731 - no turn of a version ends: all stories take the same steps
-    with tiny_engine(tmp_path, clock=stopped, speculation="ngram", **small) as engine:
+    with tiny_engine(tmp_path, clock=standing, speculation="ngram", **small) as engine:
         yield engine
 
 
