@@ -56,9 +56,7 @@ Way = Callable[[StoredLinear], tuple[Callable[[Tensor], Tensor], int]]
 
 
 def _halved(linear: StoredLinear) -> tuple[HalfWeight, int]:
-    return HalfWeight(
-        linear.stored, (block for _, block in linear.blocks()), linear.bias
-    ), _ANY
+    return HalfWeight(linear.stored, (block for _, block in linear.blocks()), linear.bias), _ANY
 
 
 def _blocked(linear: StoredLinear) -> tuple["_BlockedWeight", int]:
