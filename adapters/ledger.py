@@ -74,7 +74,7 @@ class Ledger:
                 yield change
                 change.names = {key: self._catalogue.entry(key) for key in names}
                 change.aliases = {key: self._catalogue.alias(key) for key in aliases}
-                failed = self._catalogue.failures() if failures else {}
+                failed = self._catalogue.failures()
             with self.lock:
                 for key, entry in change.names.items():
                     change.unused |= self.directory.set_name(key, entry)
