@@ -164,13 +164,17 @@ def test_no_turn_is_longer_than_patience() -> None:
     assert all(load.longest_wait(digest) <= 2 * (PATIENCE + SLACK) for digest in load.digests)
 
 
-def test_room_that_is_made_is_used_in_the_same_step() -> None:
-    residency = FakeResidency(20, 2, equal(4), install_steps=0, swap_seconds=0.001)
+@pytest.mark.parametrize("load_steps", [1, 10])
+def test_room_that_is_made_is_used_in_the_same_step(load_steps: int) -> None:
+    """Also where the host keeps none of them: who is on the device stays until one was read."""
+    residency = FakeResidency(
+        20, 2, equal(4), load_steps=load_steps, install_steps=0, swap_seconds=0.001
+    )
     world = World(limits(max_num_seqs=16), residency)
     for digest in equal(4):
-        world.scheduler.add(request(digest, max_tokens=60, adapter=digest))
+        world.scheduler.add(request(digest, max_tokens=80, adapter=digest))
     world.until(lambda: world.scheduler.running == 2)
-    for _ in range(60):
+    for _ in range(80):
         assert len(world.step().items) == 2
     assert world.scheduler.preemptions > 10
 
