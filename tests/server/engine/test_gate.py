@@ -14,7 +14,7 @@ from weft.adapters.presence import Presence
 from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.gate import AdapterGate
-from weft.server.engine.sequence import Sequence
+from weft.server.engine.sequence import Finish, Sequence
 
 PATIENCE = 1.0
 STEP = 0.02
@@ -92,6 +92,15 @@ def test_an_idle_adapter_gives_way_without_any_wait() -> None:
     world.run()
     world.scheduler.add(request("second", adapter="a1", max_tokens=1))
     assert steps_to_answer(world, "second") <= 4
+
+
+def test_who_asks_for_what_cannot_be_loaded_is_told_and_keeps_nobody_waiting() -> None:
+    world = World(limits(), FakeResidency(10, 1, equal(2), broken={"a0"}))
+    for name in ("a0", "a1"):
+        world.scheduler.add(request(name, adapter=name))
+    world.run()
+    assert world.ended["a0", 0] == Finish("error", error="adapter_invalid")
+    assert world.ended["a1", 0] == Finish("length")
 
 
 def test_a_third_adapter_gets_in_while_two_are_hot_without_end() -> None:
