@@ -332,3 +332,10 @@ def test_a_name_that_comes_again_was_not_used_before(state: State, registry: Reg
     registry.remove(MINE, "a")
     state.put("a", 2)
     assert registry.lookup(MINE, "a").last_used is None
+
+
+def test_what_arrives_can_be_taken_over_without_a_copy(state: State, registry: Registry) -> None:
+    assert (
+        registry.arrivals().stat().st_dev
+        == state.store.folder(state.put("a", 1).digest).stat().st_dev
+    )
