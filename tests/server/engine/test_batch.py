@@ -78,7 +78,7 @@ def test_versions_of_one_size_follow_each_other_as_they_lie_in_the_arena() -> No
         item = scheduled(tokens=1, start=0, count=1)
         item.seq.shares = (Share(SlotRef(slot, 1, place)),)
         items.append(item)
-    ordered = sorted(items[::-1], key=lambda item: item.order)
+    ordered = sorted(items, key=lambda item: item.order)
     assert [item.slots for item in ordered] == [[-1], [7], [2], [5]]
 
 
