@@ -176,8 +176,9 @@ class World:
 
     def _check_plan(self, plan: StepPlan) -> None:
         config = self.scheduler.limits
-        shares = [tuple(share.ref.slot for share in item.shares) for item in plan.items]
-        assert shares == sorted(shares)
+        refs = [[share.ref for share in item.shares] for item in plan.items]
+        order = [[(ref.place, ref.slot) for ref in shares] for shares in refs]
+        assert order == sorted(order)
         assert len({item.seq for item in plan.items}) == len(plan.items) <= config.max_num_seqs
         assert plan.rows <= config.max_num_batched_tokens
         for item in plan.items:
