@@ -57,8 +57,16 @@ class DemoView(StartupView):
 
 
 def _run(settings: Settings, view: StartupView, examples: Path | None = None) -> None:
-    with launched_ahead(settings.log_level) as launch:
+    with launched_ahead(settings.log_level, _to_pack(settings)) as launch:
         _serve(settings, view, examples, launch)
+
+
+def _to_pack(settings: Settings) -> tuple[str, ...]:
+    """What an engine may begin to pack at once: weights that are likely to be packed in 16 bits."""
+    is_plain = settings.quantization == "none" and settings.dtype in ("auto", "float32")
+    if settings.model is None or settings.device == "cuda" or not is_plain:
+        return ()
+    return settings.model, settings.device, settings.dtype
 
 
 def _serve(

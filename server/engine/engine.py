@@ -40,6 +40,7 @@ from weft.server.engine.messages import (
 )
 from weft.server.engine.model import ModelHost
 from weft.server.engine.outbox import Outbox
+from weft.server.engine.packed_ahead import PackedAhead
 from weft.server.engine.parts import info_of, limits_of, loader_of, prefix_root_of, versions_of
 from weft.server.engine.sampling import Sampled, SampleRow, accepted, sample, token_logprobs
 from weft.server.engine.scheduler import Scheduler
@@ -91,10 +92,14 @@ class Engine:
 
     @classmethod
     def load(
-        cls, config: EngineConfig, progress: Progress, loading: Loading | None = None
+        cls,
+        config: EngineConfig,
+        progress: Progress,
+        loading: Loading | None = None,
+        ahead: PackedAhead | None = None,
     ) -> "Engine":
         """Loads the model and gets ready to serve; raises ModelUnsupported."""
-        return cls(ModelHost.load(config, progress), config, loading=loading)
+        return cls(ModelHost.load(config, progress, ahead), config, loading=loading)
 
     @property
     def busy(self) -> bool:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weft.server import logs
@@ -30,13 +30,14 @@ class Launched:
     kill: Callable[[], None] = lambda: None
 
 
-def launch_process(log_level: str = "info") -> Launched:
+def launch_process(log_level: str = "info", to_pack: Sequence[str] = ()) -> Launched:
     """Starts `python -m weft.server.engine.boot` with the far end of a socket pair.
 
     log_level: from which on it and what it starts log
+    to_pack: a base's folder, the device and the dtype, where packing may begin before it is told
     """
     near, far = socket_pair()
-    command = [sys.executable, "-P", "-m", "weft.server.engine.boot", str(far.fileno())]
+    command = [sys.executable, "-P", "-m", "weft.server.engine.boot", str(far.fileno()), *to_pack]
     process = subprocess.Popen(
         command,
         pass_fds=[far.fileno()],
@@ -56,15 +57,17 @@ def launch_process(log_level: str = "info") -> Launched:
 
 
 @contextlib.contextmanager
-def launched_ahead(log_level: str = "info") -> Iterator[Callable[[], Launched]]:
+def launched_ahead(
+    log_level: str = "info", to_pack: Sequence[str] = ()
+) -> Iterator[Callable[[], Launched]]:
     """Starts an engine now, which imports for seconds; gives what launches engines, that one first.
 
     One that nobody took is ended.
     """
-    ahead = [launch_process(log_level)]
+    ahead = [launch_process(log_level, to_pack)]
 
     def launch() -> Launched:
-        return ahead.pop() if ahead else launch_process(log_level)
+        return ahead.pop() if ahead else launch_process(log_level, to_pack)
 
     try:
         yield launch

@@ -33,6 +33,7 @@ from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_memory import KVLayout, KVSize, choose_size
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
+from weft.server.engine.packed_ahead import PackedAhead
 from weft.server.engine.packed_linear import begin_packing
 from weft.server.engine.prefixes import PrefixCopies
 from weft.server.engine.quantization import Quantization
@@ -94,14 +95,17 @@ class ModelHost:
     decodes: DecodeGraphs | None
 
     @classmethod
-    def load(cls, config: EngineConfig, progress: Progress) -> "ModelHost":
+    def load(
+        cls, config: EngineConfig, progress: Progress, ahead: PackedAhead | None = None
+    ) -> "ModelHost":
         """Reads, checks and tests the model that `config` names, and takes the memory for it.
 
-        `progress` hears of each stage. Raises ModelUnsupported, whose message says what to change.
+        `progress` hears of each stage; `ahead` is used up. Raises ModelUnsupported, whose message
+        says what to change.
         """
         torch.set_num_threads(config.threads or hardware.default_threads())
         source = _Source.find(config)
-        with _Beside.begin(source, config) as beside:
+        with _Beside.begin(source, config, ahead or PackedAhead()) as beside:
             with _memory("the model's weights: choose a smaller --dtype or model"):
                 model = source.load(config, progress)
             return _assemble(config, source, model, progress, beside)
@@ -208,18 +212,22 @@ class _Beside:
     threads: Executor
     digest: Future[str]
     canary: Future[Canary]
+    ahead: PackedAhead
 
     @classmethod
     @contextmanager
-    def begin(cls, source: _Source, wanted: EngineConfig) -> "Iterator[_Beside]":
+    def begin(
+        cls, source: _Source, wanted: EngineConfig, ahead: PackedAhead
+    ) -> "Iterator[_Beside]":
         """Reads the files beside the weights; a start that fails waits for nothing of it."""
         threads = ThreadPoolExecutor(
             _THREADS, "start", torch.set_num_threads, (torch.get_num_threads(),)
         )
         digest = threads.submit(source.digest, wanted)
         canary = threads.submit(canary_of, source.folder, source.vocabulary)
+        ahead.go_on(threads)
         try:
-            yield cls(threads, digest, canary)
+            yield cls(threads, digest, canary, ahead)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -247,7 +255,7 @@ def _assemble(
 ) -> ModelHost:
     """Wraps the loaded model, tests it, and takes the memory for adapters and the KV cache."""
     ends = beside.threads.submit(weights.end_tokens, source.folder, model)
-    finish_packing = begin_packing(model, beside.threads)
+    finish_packing = begin_packing(model, beside.threads, beside.ahead)
     weight_bytes = quantization.weight_bytes(model)
     weights.spare_padding_checks(model)
     use_paged_attention(model)

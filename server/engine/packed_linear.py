@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from weft.kernels.opaque import RowOperator
 from weft.server.engine import hardware
 from weft.server.engine.half_weight import HalfWeight
-from weft.server.engine.stored_weights import SMALLEST, StoredLinear, widen
+from weft.server.engine.packed_ahead import PackedAhead, Weight
+from weft.server.engine.stored_weights import StoredLinear, widen
+from weft.server.engine.widening import SMALLEST
 
 _ANY = 1 << 62
 _EXPECTED_ROWS = 16
@@ -55,8 +57,12 @@ Way = Callable[[StoredLinear], tuple[Callable[[Tensor], Tensor], int]]
 """Packs a layer: gives what computes its products, and for how many rows at most."""
 
 
-def _halved(linear: StoredLinear) -> tuple[HalfWeight, int]:
-    return HalfWeight(linear.stored, (block for _, block in linear.blocks()), linear.bias), _ANY
+def _halved(ahead: PackedAhead, linear: StoredLinear) -> tuple[HalfWeight, int]:
+    packed = ahead.take(Weight(linear.stored, linear.bias))
+    if packed is None:
+        blocks = (block for _, block in linear.blocks())
+        packed = HalfWeight(linear.stored, blocks, linear.bias)
+    return packed, _ANY
 
 
 def _blocked(linear: StoredLinear) -> tuple["_BlockedWeight", int]:
@@ -87,8 +93,12 @@ class _BlockedWeight:
         return y
 
 
-def begin_packing(model: nn.Module, threads: Executor) -> Callable[[], int]:
+def begin_packing(
+    model: nn.Module, threads: Executor, ahead: PackedAhead | None = None
+) -> Callable[[], int]:
     """Lets `threads` pack the large bfloat16 and float32 layers of a model on a CPU.
+
+    ahead: where layers are looked for that are packed already; what is left of it is dropped
 
     The model stays as it is until the returned call has put them in place, which returns how many
     they are. Layers that this torch cannot pack stay plain, and so do those that have their memory
@@ -102,13 +112,16 @@ def begin_packing(model: nn.Module, threads: Executor) -> Callable[[], int]:
     copied = sum(_parameter(module).nbytes for module in large.values() if not _is_stored(module))
     is_short = copied * _SPARE_COPIES > hardware.free_memory(torch.device("cpu"))
     chosen = {name: m for name, m in large.items() if _is_stored(m) or not is_short}
-    return partial(_put_in_place, model, chosen, threads.map(_Packer(), chosen.values()))
+    ahead = ahead or PackedAhead()
+    packed_ones = threads.map(_Packer(ahead), chosen.values())
+    return partial(_put_in_place, model, chosen, packed_ones, ahead)
 
 
 def _put_in_place(
     model: nn.Module,
     linears: Mapping[str, nn.Linear],
     packed_ones: Iterable[PackedLinear | None],
+    ahead: PackedAhead,
 ) -> int:
     left = []
     for name, packed in zip(linears, packed_ones, strict=True):
@@ -116,6 +129,7 @@ def _put_in_place(
             left.append(linears[name])
         else:
             model.set_submodule(name, packed)
+    ahead.drop()
     widen(model, left)
     return len(linears) - len(left)
 
@@ -142,12 +156,13 @@ class _Packer:
     What rounding they do follows from a layer's shape, so of each shape one is looked at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: PackedAhead) -> None:
+        self._halved = partial(_halved, ahead)
         self._exact: dict[tuple[Way, int, int, bool, torch.dtype], bool] = {}
 
     def __call__(self, linear: nn.Linear) -> PackedLinear | None:
         """The packed layer, or None."""
-        ways = (_halved, _blocked) if _is_stored(linear) else (_blocked,)
+        ways: tuple[Way, ...] = (self._halved, _blocked) if _is_stored(linear) else (_blocked,)
         return next(filter(None, (self._packed(linear, way) for way in ways)), None)
 
     def _packed(self, linear: nn.Linear, way: Way) -> PackedLinear | None:

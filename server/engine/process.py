@@ -4,7 +4,6 @@ import contextlib
 import logging
 import queue
 import socket
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -15,12 +14,11 @@ from weft.server.engine.engine import Engine
 from weft.server.engine.loader import launch
 from weft.server.engine.loader.launch import Loading
 from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
+from weft.server.engine.packed_ahead import PackedAhead
 from weft.server.engine.unsupported import ModelUnsupported
 
 log = logging.getLogger("weft.engine")
 HEARTBEAT_SECONDS = 1.0
-SWITCH_SECONDS = 0.0005
-"""How long a thread that reads commands or takes a load in may keep the computing one waiting."""
 AWAITED_SECONDS = 0.002
 """Between looks at loads under way, while nothing can be computed."""
 
@@ -29,18 +27,20 @@ def run(
     sock: socket.socket,
     loading: Loading | None = None,
     on_ready: Callable[[], None] = lambda: None,
+    ahead: PackedAhead | None = None,
 ) -> None:
     """Serves one API process until it closes the socket or sends Stop.
 
     The first command is the EngineConfig; the answer is EngineInfo, or Failed with the id START.
     loading: the process that is to load versions; without it a thread does
     on_ready: called once the engine is there, before anybody hears of it
+    ahead: what was packed of its weights before
     """
     connection = EngineConnection(sock)
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     try:
-        engine = _load(inbox.get(), connection, loading)
+        engine = _load(inbox.get(), connection, loading, ahead)
         if engine is not None:
             on_ready()
             connection.send([engine.info])
@@ -52,11 +52,12 @@ def run(
         connection.close()
 
 
-def main() -> None:
-    """Serves the API process at the other end of the socket whose number is the first argument."""
+def main(sock: socket.socket, ahead: PackedAhead) -> None:
+    """Serves the API process at the other end of the socket."""
     logs.configure()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    run(socket.socket(fileno=int(sys.argv[1])), launch.fork(), garbage.spare_what_is_there)
+    ahead.pause()
+    loading = launch.fork(ahead.drop)
+    run(sock, loading, garbage.spare_what_is_there, ahead)
 
 
 def _receive(connection: EngineConnection, inbox: "queue.SimpleQueue[Command]") -> None:
@@ -69,7 +70,12 @@ def _receive(connection: EngineConnection, inbox: "queue.SimpleQueue[Command]") 
     inbox.put(Stop())
 
 
-def _load(first: Command, connection: EngineConnection, loading: Loading | None) -> Engine | None:
+def _load(
+    first: Command,
+    connection: EngineConnection,
+    loading: Loading | None,
+    ahead: PackedAhead | None,
+) -> Engine | None:
     if not isinstance(first, EngineConfig):
         return None
 
@@ -77,7 +83,7 @@ def _load(first: Command, connection: EngineConnection, loading: Loading | None)
         connection.send([Progress(stage, done, total)])
 
     try:
-        engine = Engine.load(first, progress, loading)
+        engine = Engine.load(first, progress, loading, ahead)
     except ModelUnsupported as refusal:
         connection.send([Failed(START, "model_unsupported", first.model, str(refusal))])
         return None

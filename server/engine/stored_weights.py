@@ -17,10 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-SMALLEST = 100_000
-"""Values of a weight that is worth it."""
-_BLOCK = 1 << 23  # values that are widened at a time: 32 MiB in float32
-_TILE = 64  # rows: products of whole tiles come out as those of the whole weight
+from weft.server.engine.widening import SMALLEST, widened_blocks
+
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -73,13 +71,10 @@ class StoredLinear(Stored, nn.Linear):
         """
         weight = self._parameters["weight"]
         assert weight is not None
-        if not _is_stand_in(weight):
+        if _is_stand_in(weight):
+            yield from widened_blocks(self.stored, weight.dtype)
+        else:
             yield slice(None), weight
-            return
-        step = max(1, _BLOCK // self.in_features // _TILE) * _TILE
-        for start in range(0, self.out_features, step):
-            rows = slice(start, start + step)
-            yield rows, _own.widened(self.stored[rows], weight.dtype)
 
 
 class StoredEmbedding(Stored, nn.Embedding):
@@ -197,22 +192,9 @@ def dry() -> Iterator[None]:
 
 
 class _Own(threading.local):
-    """What each thread has of its own.
+    """What each thread has of its own.   is_dry: see `dry`"""
 
-    Its memory is used again and again, so that it lies in caches.   is_dry: see `dry`
-    """
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0)
-        self.is_dry = False
-
-    @torch.no_grad()
-    def widened(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        """`values` in another dtype, until the next call of this thread."""
-        if self._memory.dtype != dtype or self._memory.numel() < values.numel():
-            with torch.inference_mode(False):
-                self._memory = torch.empty(values.numel(), dtype=dtype)
-        return self._memory[: values.numel()].view(values.shape).copy_(values)
+    is_dry = False
 
 
 _own = _Own()

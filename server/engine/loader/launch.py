@@ -45,23 +45,27 @@ def launch_process() -> Loading:
     return Loading(near, process.pid, reap)
 
 
-def fork() -> Loading:
-    """A fork of this process, which must have one thread and no device: it shares its memory."""
+def fork(forget: Callable[[], None] = lambda: None) -> Loading:
+    """A fork of this process, which must have one thread and no device: it shares its memory.
+
+    forget: called there, to give back what it does not need
+    """
     near, far = socket.socketpair()
     pid = os.fork()
     if not pid:
-        _serve(far)
+        _serve(far, forget)
     far.close()
     return Loading(near, pid, lambda: _reap(pid))
 
 
-def _serve(sock: socket.socket) -> None:
+def _serve(sock: socket.socket, forget: Callable[[], None]) -> None:
     from weft.server.engine.loader.process import serve  # imports torch
 
     code = 1
     try:
         keep_only(sock.fileno())
         end_with_parent()
+        forget()
         serve(sock)
         code = 0
     finally:

@@ -10,7 +10,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from weft.adapters.base import BaseModules
-from weft.server.engine import half_weight, hardware, quantization, stored_weights, weights
+from weft.server.engine import (
+    half_weight,
+    hardware,
+    quantization,
+    weights,
+    widening,
+)
 from weft.server.engine.attention import use_paged_attention
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.packed_linear import PackedLinear, Way, begin_packing
@@ -25,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is large, and how much is widened at once, for tiny models."""
     for module in ("stored_weights", "packed_linear"):
         monkeypatch.setattr(f"weft.server.engine.{module}.SMALLEST", 1000)
-    monkeypatch.setattr(stored_weights, "_BLOCK", 1000)
+    monkeypatch.setattr(widening, "_BLOCK", 1000)
 
 
 @pytest.fixture(params=["llama", "qwen2", "gemma2", "mixtral"])
