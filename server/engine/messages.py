@@ -73,9 +73,7 @@ class Sampling(Message, frozen=True, kw_only=True):
     @property
     def looks_back(self) -> bool:
         """Whether a choice depends on which tokens come before it, beside the model's logits."""
-        return bool(
-            self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
-        )
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
 
 class TokenLogprobs(Message, frozen=True):

@@ -20,5 +20,5 @@ class Readback:
     def take(self) -> list[Tensor]:
         """The tensors on the host, waited for."""
         if self._arrived is not None:
-            self._arrived.synchronize()  # type: ignore[no-untyped-call]
+            self._arrived.synchronize()
         return self._values

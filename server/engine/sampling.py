@@ -209,11 +209,7 @@ def _adjust(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 def _is_adjusted(row: SampleRow) -> bool:
     sampling = row.sampling
-    return bool(
-        row.generated < sampling.min_tokens
-        or sampling.logit_bias
-        or sampling.looks_back
-    )
+    return bool(row.generated < sampling.min_tokens or sampling.logit_bias or sampling.looks_back)
 
 
 def _adjust_row(scores: Tensor, row: SampleRow) -> None:
@@ -372,9 +368,7 @@ def _column(like: Tensor, values: Sequence[float]) -> Tensor:
     return _floats(like, values)[:, None]
 
 
-def _floats(
-    like: Tensor, values: Sequence[float], dtype: torch.dtype = torch.float32
-) -> Tensor:
+def _floats(like: Tensor, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
 
 
