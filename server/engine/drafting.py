@@ -14,7 +14,7 @@ from weft.server.engine.sequence import Sequence as Row
 from weft.server.engine.speculation import MOST_DRAFTS, Offer, Speculation
 from weft.server.engine.step_plan import Scheduled, StepPlan
 
-MOST_SKIPS = 8
+MOST_SKIPS = 4
 _NOTHING = Offer(rate=0.0, drafts=0)
 
 

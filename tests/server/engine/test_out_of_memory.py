@@ -80,9 +80,10 @@ def _lines(frame: FrameType | None) -> Iterator[tuple[str, int]]:
         frame = frame.f_back
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
+@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
+def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     small = {"max_num_batched_tokens": 8, "max_num_seqs": 8, "adapter_memory": ROOM}
+    small["async_scheduling"] = request.param
     with tiny_engine(tmp_path, clock=standing, **small) as engine:
         yield engine
 
