@@ -80,10 +80,10 @@ def _lines(frame: FrameType | None) -> Iterator[tuple[str, int]]:
         frame = frame.f_back
 
 
-@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
-def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
     small = {"max_num_batched_tokens": 8, "max_num_seqs": 8, "adapter_memory": ROOM}
-    small["async_scheduling"] = request.param
+    small["async_scheduling"] = True
     with tiny_engine(tmp_path, clock=standing, **small) as engine:
         yield engine
 
