@@ -56,6 +56,11 @@ class Catalogue:
         """Why digests cannot be served."""
         return dict(self._rows("SELECT digest, reason FROM failures"))
 
+    def failure(self, digest: str) -> str | None:
+        """Why one digest cannot be served; None where it can."""
+        rows = self._rows("SELECT reason FROM failures WHERE digest = ?", (digest,))
+        return rows[0][0] if rows else None
+
     # ---- changing names
 
     def add(self, key: Key, digest: str, nbytes: int, report: str) -> None:

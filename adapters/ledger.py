@@ -74,14 +74,14 @@ class Ledger:
                 yield change
                 change.names = {key: self._catalogue.entry(key) for key in names}
                 change.aliases = {key: self._catalogue.alias(key) for key in aliases}
-                failed = self._catalogue.failures() if failures else {}
+                failed = {digest: self._catalogue.failure(digest) for digest in failures}
             with self.lock:
                 for key, entry in change.names.items():
                     change.unused |= self.directory.set_name(key, entry)
                 for key, alias in change.aliases.items():
                     self.directory.set_alias(key, alias)
-                for digest in failures:
-                    self.directory.set_failure(digest, failed.get(digest))
+                for digest, reason in failed.items():
+                    self.directory.set_failure(digest, reason)
 
     def check(self) -> tuple[str, ...]:
         """The invariants that do not hold; empty is healthy."""

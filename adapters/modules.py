@@ -100,7 +100,7 @@ class Adapted:
     def adapted(self, x: Tensor, active: Active, segments: Segments) -> Tensor:
         """The base's output of `x`, changed by the operations of the segments' slots."""
         rows = self.rows(x)
-        check_rows(len(rows), segments)
+        check_rows(rows.shape[0], segments)
         if active.inputs:
             rows = rows.clone()  # others see them too
             for change, table in active.inputs:
@@ -109,7 +109,7 @@ class Adapted:
         y = self.computed(x)
         results = y.view(-1, y.shape[-1])
         # Where several operations change few rows, to widen and round them once is faster.
-        together = len(active.outputs) > 1 and len(rows) < _MANY_ROWS
+        together = len(active.outputs) > 1 and rows.shape[0] < _MANY_ROWS
         wide = results.to(self.tables.dtype) if together else results
         for apply, table in active.outputs:
             apply(wide, rows, table, segments)

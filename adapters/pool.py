@@ -10,10 +10,15 @@ from weft.adapters.extents import Extents, Room
 
 @dataclass(frozen=True, slots=True)
 class SlotRef:
-    """A reference to the version in a slot; the generation tells it from the slot's next one."""
+    """A reference to the version in a slot; the generation tells it from the slot's next one.
+
+    place: its bytes in the arena and where they begin; in this order alike versions follow each
+        other at even distances as far as may be, which lets kernels compute them together
+    """
 
     slot: int
     generation: int
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +153,8 @@ class Pool:
             raise RuntimeError(f"version {digest} is not in place yet")
         resident.refs += 1
         self._residents.move_to_end(digest)
-        return SlotRef(resident.slot, self._generations[resident.slot])
+        first = resident.room.offsets[0] if resident.room.offsets else 0
+        return SlotRef(resident.slot, self._generations[resident.slot], (resident.size, first))
 
     def release(self, ref: SlotRef) -> str:
         """Gives one reference back; returns the digest. RuntimeError for a reference not held."""

@@ -32,7 +32,7 @@ DAMAGED = "its stored files are damaged"
 _VERSION = tuple(field.name for field in fields(Version))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter(Version):
     """A name, with the version that it points to.
 
@@ -40,10 +40,10 @@ class Adapter(Version):
     last_used: seconds since 1970; None if not since the server started
     """
 
-    pinned: bool = False
-    versions: int = 1
-    leases: int = 0
-    last_used: float | None = None
+    pinned: bool
+    versions: int
+    leases: int
+    last_used: float | None
 
 
 class Registry:

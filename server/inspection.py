@@ -26,11 +26,12 @@ from weft.kernels.low_rank import arena_dtype
 from weft.server.engine import drive, hardware, weights
 from weft.server.engine.attention import use_paged_attention
 from weft.server.engine.canary import CANARY_TOKENS
-from weft.server.engine.checks import ModelTooLarge, check_config
+from weft.server.engine.checks import check_config
 from weft.server.engine.engine import Engine
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig, LoadReport
 from weft.server.engine.quantization import Quantization
+from weft.server.engine.unsupported import ModelTooLarge
 from weft.server.engine.weight_files import FileWeights
 from weft.server.vocabulary import vocabulary_of, vocabulary_warning
 

@@ -75,6 +75,7 @@ LIGHT_ENGINE = (
     "sequence",
     "speculation",
     "step_plan",
+    "unsupported",
 )
 LIGHT = {f"weft.adapters.{name}" for name in LIGHT_ADAPTERS} | {
     f"weft.server.engine.{name}" for name in LIGHT_ENGINE

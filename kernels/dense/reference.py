@@ -22,25 +22,31 @@ def dense_add_(y: Tensor, x: Tensor, table: SlotTable[tuple[Tensor]], segments: 
 
 def sparse_add_(y: Tensor, x: Tensor, table: SlotTable[CompressedRows], segments: Segments) -> None:
     """See `weft.kernels.dense.sparse_add_`."""
-    for rows, sparse in table.rows(segments):
-        inputs = x[rows].to(sparse.values.dtype)
-        if len(inputs) < _MANY_ROWS:
-            matrix = sparse.matrix(x.shape[1])
-            sums = y[rows].to(inputs.dtype)
-            for part, own in zip(sums, inputs, strict=True):
-                part.addmv_(matrix, own)
-            if y.dtype != sums.dtype:
-                y[rows] = sums
-        else:  # each feature of y is the sum of a bag of weighted features of x
-            added = embedding_bag(
-                sparse.columns,
-                inputs.T.contiguous(),
-                sparse.starts,
-                mode="sum",
-                per_sample_weights=sparse.values,
-                include_last_offset=True,
-            )
-            y[rows].add_(added.T)
+    for run in table.runs(segments):
+        inputs, sums = x[run.rows], y[run.rows]
+        dtype = table[run.slots[0]].values.dtype
+        inputs, wide = inputs.to(dtype), sums.to(dtype)
+        if len(run.slots) == 1 and len(inputs) >= _MANY_ROWS:
+            wide.add_(_bags(inputs, table[run.slots[0]]))
+        else:
+            slots = run.row_slots * (1 if len(run.slots) > 1 else len(inputs))
+            for slot, part, own in zip(slots, wide.unbind(), inputs.unbind(), strict=True):
+                part.addmv_(table[slot].matrix(x.shape[1]), own)
+        if wide is not sums:
+            sums.copy_(wide)
+
+
+def _bags(x: Tensor, sparse: CompressedRows) -> Tensor:
+    """`x Sᵀ`: each feature is the sum of a bag of weighted features of x."""
+    sums: Tensor = embedding_bag(
+        sparse.columns,
+        x.T.contiguous(),
+        sparse.starts,
+        mode="sum",
+        per_sample_weights=sparse.values,
+        include_last_offset=True,
+    )
+    return sums.T
 
 
 def kronecker_add_(

@@ -1,4 +1,4 @@
-"""The low-rank verbs on CPU: one pair of small matmuls a segment, in the dtype that is faster.
+"""The low-rank verbs on CPU: one pair of small matmuls a batch, in the dtype that is faster.
 
 Measured (benchmarks/LOG.md): float32 wins for few rows whatever the base's dtype, because a
 bfloat16 matmul of one row pays 20 us to start; where one adapter has much to compute, the base's
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weft.kernels.low_rank.batches import Batch, Owner
 from weft.kernels.low_rank.table import LowRankTable
 from weft.kernels.segments import Segment, Segments
 
 LONG_SEGMENT_ROWS = 32
 MUCH_WORK = 1024  # rows times rank of a long segment
 
-Owner = tuple[int, int]
-"""A slot and an expert."""
+Shrink = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,10 @@ class Run:
     sizes: tuple[int, ...]
     is_long: bool
 
-    def split(self, sums: Tensor, inputs: Tensor) -> Iterable[tuple[Owner, Tensor, Tensor]]:
-        """Each owner with its part of two tensors that hold the run's rows."""
-        if len(self.owners) == 1:
-            return ((self.owners[0], sums, inputs),)
-        parts = sums.split_with_sizes(self.sizes), inputs.split_with_sizes(self.sizes)
-        return zip(self.owners, *parts, strict=True)
-
 
 def low_rank_add_(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments) -> None:
     """See `weft.kernels.low_rank.low_rank_add_`."""
-    _add(y, x, table, segments, torch.mm)
+    _add(y, x, table, segments, _multiply)
 
 
 def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: Segments) -> None:
@@ -53,13 +46,7 @@ def low_rank_embed_add_(y: Tensor, ids: Tensor, table: LowRankTable, segments: S
     _add(y, ids, table, segments, _look_up)
 
 
-def _add(
-    y: Tensor,
-    x: Tensor,
-    table: LowRankTable,
-    segments: Segments,
-    shrink: Callable[[Tensor, Tensor], Tensor],
-) -> None:
+def _add(y: Tensor, x: Tensor, table: LowRankTable, segments: Segments, shrink: Shrink) -> None:
     """`y[s] += shrink(x[s], aᵀ) b`; this runs in each layer, and a call of Python is not free."""
     for run in segments.once(_runs):
         if not table.any_in(run.slots):
@@ -69,25 +56,53 @@ def _add(
         sums = rows if rows.dtype == dtype else rows.to(dtype)
         if inputs.dtype != dtype and inputs.is_floating_point():
             inputs = inputs.to(dtype)
-        for owner, part, own in run.split(sums, inputs):
-            factors = table.factors(*owner)
-            if factors is not None:
-                a, b = factors
-                if a.dtype != dtype:
-                    a, b = a.to(dtype), b.to(dtype)
-                part.addmm_(shrink(own, a), b)
+        for batch, part, own in _cut(sums, inputs, table.batches(run.owners, run.sizes)):
+            if batch.first is not None:
+                _add_batch(part, own, batch, table, shrink)
         if sums is not rows:
             rows.copy_(sums)
 
 
+def _cut(
+    sums: Tensor, inputs: Tensor, batches: tuple[Batch, ...]
+) -> Iterable[tuple[Batch, Tensor, Tensor]]:
+    """Each batch with its part of two tensors that hold all their rows."""
+    if len(batches) == 1:
+        return ((batches[0], sums, inputs),)
+    rows = [batch.rows for batch in batches]
+    return zip(batches, sums.split_with_sizes(rows), inputs.split_with_sizes(rows), strict=True)
+
+
+def _add_batch(
+    sums: Tensor, inputs: Tensor, batch: Batch, table: LowRankTable, shrink: Shrink
+) -> None:
+    a, b = table.factors(batch)
+    if a.dtype != sums.dtype:
+        a, b = a.to(sums.dtype), b.to(sums.dtype)
+    if batch.count == 1:
+        sums.addmm_(shrink(inputs, a), b)
+    else:
+        owners = batch.count, batch.rows // batch.count
+        inputs = inputs.view(*owners, *inputs.shape[1:])
+        sums.view(*owners, -1).baddbmm_(shrink(inputs, a), b)
+
+
 def _is_much(run: Run, table: LowRankTable) -> bool:
     """Whether the one segment of the run is faster in the dtype of y."""
-    factors = table.factors(*run.owners[0])
-    return factors is not None and run.sizes[0] * len(factors[1]) >= MUCH_WORK
+    place = table.place(*run.owners[0])
+    return place is not None and run.sizes[0] * place[2] >= MUCH_WORK
+
+
+def _multiply(x: Tensor, a: Tensor) -> Tensor:
+    """x: [rows, in] or [owners, rows, in]; returns `x a`."""
+    return torch.mm(x, a) if a.dim() == 2 else torch.bmm(x, a)
 
 
 def _look_up(ids: Tensor, a: Tensor) -> Tensor:
-    return a.index_select(0, ids)
+    """ids: [rows] or [owners, rows]; returns the rows of `a` that they name."""
+    if a.dim() == 2:
+        return a.index_select(0, ids)
+    return a[torch.arange(len(a))[:, None], ids]
 
 
 def _runs(segments: Segments) -> tuple[Run, ...]:

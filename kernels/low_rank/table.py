@@ -2,19 +2,29 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from weft.kernels.low_rank.batches import Batch, Owner, Place, batches
 
 Pair = tuple[Tensor, Tensor]
 """`a: [rank, in_features]` and `b: [rank, out_features]`."""
 
 Factors = tuple[Tensor, Tensor]
-"""`aᵀ: [in_features, rank]` and `b: [rank, out_features]`, so that the pair adds `x · aᵀ · b`."""
+"""`aᵀ: [in_features, rank]` and `b: [rank, out_features]`, so that the pair adds `x · aᵀ · b`.
+
+Of a batch of several pairs both have one more dimension in front, the pair.
+"""
 
 ALIGNMENT_BYTES = 16
 """Of every offset: the widest load of one thread."""
+
+_KEPT_FACTORS = 256
+_KEPT_STEPS = 4
+Kept = TypeVar("Kept")
 
 
 class LowRankTable:
@@ -39,8 +49,9 @@ class LowRankTable:
         self._offsets_b = _Numbers(slots, torch.int64, arena.device)
         self._ranks = _Numbers(slots, torch.int32, arena.device)
         self._elements = len(arena)
-        self._places: dict[int, tuple[int, int, int]] = {}
-        self._factors: dict[int, tuple[Factors, ...]] = {}
+        self._places: dict[int, Place] = {}
+        self._batches: dict[Hashable, tuple[Batch, ...]] = {}
+        self._factors: dict[Hashable, Factors] = {}
         self._slots_by_rank: Counter[int] = Counter()
 
     def set(self, slot: int, offset_a: int, offset_b: int, rank: int) -> None:
@@ -55,6 +66,7 @@ class LowRankTable:
         self._check(offset_a, rank, self.in_features)
         self._check(offset_b, rank, self.out_features)
         self.clear(slot)
+        self._batches.clear()
         self._places[slot] = offset_a, offset_b, rank
         self._slots_by_rank[rank] += 1
         self._offsets_a.set(slot, offset_a)
@@ -65,7 +77,7 @@ class LowRankTable:
         """Lets `slot` add nothing; its arena range is the caller's again."""
         if slot in self._places:
             self._ranks.set(slot, 0)
-            self._factors.pop(slot, None)
+            self._batches.clear()
             *_, rank = self._places.pop(slot)
             self._slots_by_rank[rank] -= 1
             if not self._slots_by_rank[rank]:
@@ -91,19 +103,42 @@ class LowRankTable:
         for numbers in (self._offsets_a, self._offsets_b, self._ranks):
             numbers.on_device()
 
+    def place(self, slot: int, expert: int = 0) -> Place | None:
+        """Where the slot's pair lies, or None."""
+        if (place := self._places.get(slot)) is None:
+            return None
+        at_a, at_b, rank = place
+        return (
+            at_a + expert * rank * self.in_features,
+            at_b + expert * rank * self.out_features,
+            rank,
+        )
+
     def pair(self, slot: int, expert: int = 0) -> Pair | None:
         """The slot's `(a, b)` as views of the arena, or None."""
-        factors = self.factors(slot, expert)
-        return None if factors is None else (factors[0].T, factors[1])
+        if (place := self.place(slot, expert)) is None:
+            return None
+        a, b = self.factors(Batch(1, 1, place))
+        return a.T, b
 
-    def factors(self, slot: int, expert: int = 0) -> Factors | None:
-        """The slot's pair as matmul takes it; the views are made once, when they are asked for."""
-        factors = self._factors.get(slot)
-        if factors is None:
-            if slot not in self._places:
-                return None
-            factors = self._factors[slot] = self._views(*self._places[slot])
-        return factors[expert]
+    def batches(self, owners: tuple[Owner, ...], sizes: tuple[int, ...]) -> tuple[Batch, ...]:
+        """How the products of owners that follow each other are computed; sizes: rows of each."""
+        key = owners, sizes
+        found = self._batches.get(key)
+        if found is None:
+            width = min(self.in_features, self.out_features)
+            found = batches([self.place(*owner) for owner in owners], sizes, width)
+            _keep(self._batches, key, found, _KEPT_STEPS)
+        return found
+
+    def factors(self, batch: Batch) -> Factors:
+        """The pairs of a batch that has any, as matmul takes them."""
+        key = batch.first, batch.count, batch.steps
+        found = self._factors.get(key)
+        if found is None:
+            found = self._views(batch)
+            _keep(self._factors, key, found, _KEPT_FACTORS)
+        return found
 
     def any_in(self, slots: Iterable[int]) -> bool:
         """Whether any of `slots` has a pair here."""
@@ -114,15 +149,17 @@ class LowRankTable:
         """The largest rank of any slot; 0 where there is no pair."""
         return max(self._slots_by_rank, default=0)
 
-    def _views(self, offset_a: int, offset_b: int, rank: int) -> tuple[Factors, ...]:
-        a = self._view(offset_a, rank, self.in_features)
-        b = self._view(offset_b, rank, self.out_features)
-        return tuple(zip(a.mT.unbind(), b.unbind(), strict=True))
+    def _views(self, batch: Batch) -> Factors:
+        assert batch.first is not None
+        (at_a, at_b, rank), (step_a, step_b) = batch.first, batch.steps
+        a = self._view(at_a, step_a, batch.count, rank, self.in_features)
+        b = self._view(at_b, step_b, batch.count, rank, self.out_features)
+        return (a.mT, b) if batch.count > 1 else (a[0].T, b[0])
 
-    def _view(self, offset: int, rank: int, width: int) -> Tensor:
-        """[experts, rank, width]"""
-        size = self.experts * rank * width
-        return self.arena[offset : offset + size].view(self.experts, rank, width)
+    def _view(self, offset: int, step: int, count: int, rank: int, width: int) -> Tensor:
+        """[count, rank, width]"""
+        start = int(self.arena.storage_offset()) + offset
+        return self.arena.as_strided((count, rank, width), (step, width, 1), start)
 
     def _check(self, offset: int, rank: int, width: int) -> None:
         if rank < 1 or offset < 0 or offset + self.experts * rank * width > self._elements:
@@ -132,6 +169,13 @@ class LowRankTable:
             )
         if offset * self.arena.itemsize % ALIGNMENT_BYTES:
             raise ValueError(f"element {offset} is not at a multiple of {ALIGNMENT_BYTES} bytes")
+
+
+def _keep(kept: dict[Hashable, Kept], key: Hashable, value: Kept, most: int) -> None:
+    """Lets go of all others where they are too many."""
+    if len(kept) >= most:
+        kept.clear()
+    kept[key] = value
 
 
 class _Numbers:

@@ -46,7 +46,7 @@ def inspect(
     folder = base_folder(base)
     # Whoever imports bitsandbytes is told of a package that nothing here needs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from weft.server.engine.checks import ModelUnsupported
+    from weft.server.engine.unsupported import ModelUnsupported
     from weft.server.inspection import InspectedOn, inspect_adapter
 
     doing = "running it beside its base" if canary else "reading"

@@ -35,7 +35,7 @@ def verify(
     """
     folder = base_folder(base)
     from weft.server.detokenizer import TokenizerUnusable
-    from weft.server.engine.checks import ModelUnsupported
+    from weft.server.engine.unsupported import ModelUnsupported
     from weft.server.text import Text
 
     # peft imports bitsandbytes, which recommends a package that nothing here needs.

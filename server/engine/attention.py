@@ -13,7 +13,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from weft.adapters.step_state import StepState
 from weft.kernels.attention import PagedBatch, paged_attention, write_kv
 from weft.kernels.opaque import LIBRARY, number_of, numbered
-from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.unsupported import ModelUnsupported
 
 NAME = "weft"
 _ATTRIBUTE = "paged_attention"

@@ -9,16 +9,10 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from weft.server.engine.unsupported import ModelUnsupported
+
 _PAGED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-
-
-class ModelUnsupported(Exception):
-    """The base model cannot be served as configured; the message says why and what to change."""
-
-
-class ModelTooLarge(ModelUnsupported):
-    """The machine has not the memory for the base model's weights."""
 
 
 def check_config(config: PreTrainedConfig, max_model_len: int | None = None) -> None:

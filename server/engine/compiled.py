@@ -13,10 +13,10 @@ import torch
 
 from weft.kernels.segments import Segments
 from weft.server.engine.batch import StepBatch
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.forward import Forward
 from weft.server.engine.self_test import SelfTest
 from weft.server.engine.step_plan import Scheduled, StepPlan
+from weft.server.engine.unsupported import ModelUnsupported
 from weft.server.engine.weights import Progress
 
 _EMPTY_SLOT = 0

@@ -42,7 +42,7 @@ class HalfWeight:
     def __call__(self, x: Tensor) -> Tensor:
         """x: float32 [..., in]; returns [..., out]."""
         rows = x.reshape(-1, x.shape[-1])
-        count = len(rows)
+        count = rows.shape[0]
         padded = rows.new_empty(steady(count), rows.shape[1])
         torch.mul(rows, self._of_rows, out=padded[:count])
         parts = [_product(padded, part) for part in self._parts]

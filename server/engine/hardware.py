@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.unsupported import ModelUnsupported
 
 GIB = 1 << 30
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

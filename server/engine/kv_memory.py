@@ -9,10 +9,10 @@ import torch
 
 from weft.server.engine import hardware
 from weft.server.engine.attention import AttentionStep, PagedLayer, set_backend
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
+from weft.server.engine.unsupported import ModelUnsupported
 
 _CPU_DEFAULT = 4 * GIB
 _CPU_SHARE = 0.4

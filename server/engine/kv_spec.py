@@ -11,8 +11,8 @@ from weft.adapters.base import KVShape, head_of
 from weft.adapters.overridable import RowLayout
 from weft.server.engine import stored_weights
 from weft.server.engine.attention import AttentionOptions, set_backend
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.row_layouts import RowWatch
+from weft.server.engine.unsupported import ModelUnsupported
 
 _ROWS = 13  # like no dimension of a model: heads, experts, widths
 _KEPT = 3

@@ -13,6 +13,8 @@ on one stream this comes after the row, and copies on another stream wait for th
 page that others can find has it in it: only what counts as computed is ever published.
 """
 
+from operator import attrgetter
+
 from weft.server.engine.drafting import Drafting
 from weft.server.engine.finish import FinishRules
 from weft.server.engine.page_tables import PageTables
@@ -48,7 +50,7 @@ class Lookahead:
         ):
             return _NOTHING
         rows = (Scheduled(item.seq, item.stop, 1, samples=True) for item in on)
-        return StepPlan(tuple(rows), is_ahead=True)
+        return StepPlan(tuple(sorted(rows, key=attrgetter("order"))), is_ahead=True)
 
 
 def _is_known_after(item: Scheduled) -> bool:

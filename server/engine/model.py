@@ -24,7 +24,7 @@ from weft.server.engine.attention import AttentionStep, use_paged_attention
 from weft.server.engine.base_digest import digest_files, digest_random
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.canary import Canary, canary_of
-from weft.server.engine.checks import ModelTooLarge, ModelUnsupported, check_config, position_limit
+from weft.server.engine.checks import check_config, position_limit
 from weft.server.engine.compiled import compile_decoder
 from weft.server.engine.decode_capture import capture_bytes, captured_decodes
 from weft.server.engine.decode_graphs import DecodeGraphs
@@ -39,6 +39,7 @@ from weft.server.engine.quantization import Quantization
 from weft.server.engine.self_test import Reference, SelfTest, check_model, computed, twin
 from weft.server.engine.step_plan import Scheduled, StepPlan
 from weft.server.engine.stored_weights import stored_dtype
+from weft.server.engine.unsupported import ModelTooLarge, ModelUnsupported
 from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ import traceback
 from collections.abc import Callable
 
 from weft.server import garbage, logs
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.connection import EngineConnection
 from weft.server.engine.engine import Engine
 from weft.server.engine.loader import launch
 from weft.server.engine.loader.launch import Loading
 from weft.server.engine.messages import START, Command, EngineConfig, Failed, Progress, Stop
+from weft.server.engine.unsupported import ModelUnsupported
 
 log = logging.getLogger("weft.engine")
 HEARTBEAT_SECONDS = 1.0

@@ -19,7 +19,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from weft.adapters.base import Quantized, head_of
 from weft.server.engine import stored_weights
-from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.unsupported import ModelUnsupported
 
 # It looks for a kernel that would be downloaded, and warns at each start that there is none.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from weft.server.engine import probe
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.step_plan import Scheduled, StepPlan
+from weft.server.engine.unsupported import ModelUnsupported
 
 _SHORTEST = 48
 _BEYOND_WINDOW = 16

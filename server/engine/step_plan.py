@@ -1,4 +1,4 @@
-"""What one step computes: rows of sequences, sorted by adapter slots. Knows no tensors."""
+"""What one step computes: rows of sequences, sorted by adapters. Knows no tensors."""
 
 from dataclasses import dataclass, replace
 
@@ -54,14 +54,15 @@ class Scheduled:
         return self.shares[1:] if whole else self.shares
 
     @property
-    def order(self) -> tuple[tuple[int, ...], int]:
-        """By adapters, so that a step has few segments, and then by arrival."""
-        return tuple(share.ref.slot for share in self.shares), self.seq.arrival
+    def order(self) -> tuple[tuple[tuple[tuple[int, int], int], ...], int]:
+        """By adapters, alike ones together, so that a step has few segments; then by arrival."""
+        refs = (share.ref for share in self.shares)
+        return tuple((ref.place, ref.slot) for ref in refs), self.seq.arrival
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step's work: base rows first, then ascending by adapter slots. Empty: nothing to do.
+    """One step's work: base rows first, then by adapters. Empty: nothing to do.
 
     is_ahead: whether it was planned while the step before it ran, whose tokens its rows are
     """

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from weft.server.engine import quantization, stored_weights
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.quantization import Quantization
+from weft.server.engine.unsupported import ModelUnsupported
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, and how many of how many of its steps are done."""

@@ -42,6 +42,14 @@ def test_an_old_version_that_somebody_holds_is_not_pruned(state: State) -> None:
     assert state.registry.prune(MINE, "a", Retention(1)) == (old.digest,)
 
 
+def test_a_lease_that_ends_is_no_work_for_a_thread_while_its_version_stays(state: State) -> None:
+    state.put("a", 1)
+    before = threading.active_count()
+    with state.registry.lease(MINE, "a"):
+        pass
+    assert threading.active_count() == before
+
+
 def test_files_that_nobody_refers_to_are_a_broken_invariant(state: State) -> None:
     digest = state.put("a", 1).digest
     state.registry.remove(MINE, "a")

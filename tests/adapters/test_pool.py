@@ -88,6 +88,14 @@ def test_generation_tells_a_slot_from_its_next_use() -> None:
     assert pool.valid(pool.acquire("b"))
 
 
+def test_references_say_how_large_a_version_is_and_where_it_begins() -> None:
+    pool = Pool(160, slots=4)
+    for digest, *sizes in (("a", 16, 16), ("b", 64), ("c", 16, 16), ("d",)):
+        fill(pool, digest, *sizes)
+    places = [pool.acquire(digest).place for digest in "abcd"]
+    assert places == [(32, 0), (64, 32), (32, 96), (0, 0)]
+
+
 def test_a_reference_is_given_back_once() -> None:
     pool = Pool(32, slots=1)
     fill(pool, "a", 32)

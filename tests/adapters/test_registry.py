@@ -1,4 +1,6 @@
+import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 from stored_adapters import WEIGHTS, adapter, weights_bytes
@@ -332,3 +334,44 @@ def test_a_name_that_comes_again_was_not_used_before(state: State, registry: Reg
     registry.remove(MINE, "a")
     state.put("a", 2)
     assert registry.lookup(MINE, "a").last_used is None
+
+
+def test_what_arrives_can_be_taken_over_without_a_copy(state: State, registry: Registry) -> None:
+    assert (
+        registry.arrivals().stat().st_dev
+        == state.store.folder(state.put("a", 1).digest).stat().st_dev
+    )
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions are called, Python's and C's."""
+    count = 0
+
+    def watch(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(watch)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_one_name_and_a_page_of_names_take_no_more_where_there_are_many(registry: Registry) -> None:
+    looks: dict[str, Callable[[], object]] = {
+        "lookup": lambda: registry.lookup(MINE, "name-0005"),
+        "lease": lambda: registry.lease(MINE, "name-0005").release(),
+        "page": lambda: registry.list(MINE, after="name-0003", limit=5),
+        "current": lambda: registry.current(MINE, after="name-0003", limit=5),
+    }
+    taken = []
+    with registry.ingest(MINE, adapter(1)) as upload:
+        for names in (range(10), range(10, 300)):
+            for number in names:
+                registry.put(MINE, f"name-{number:04}", upload, "{}")
+            taken.append({kind: calls(look) for kind, look in looks.items()})
+    few, many = taken
+    assert few == many
+    assert calls(lambda: registry.list(MINE)) > 20 * few["page"]

@@ -15,6 +15,7 @@ from stored_state import MINE, State
 from watched_disk import Disk, Operation, WatchedFiles
 
 from weft.adapters.errors import AdapterCorrupt
+from weft.adapters.retention import Retention
 
 T = TypeVar("T")
 SECONDS = 30.0
@@ -79,6 +80,7 @@ def test_who_asks_does_not_wait_for_a_stuck_put(tmp_path: Path, site: str) -> No
         assert at_once(lambda: registry.aliases.list(MINE)) == ()
         assert at_once(lambda: registry.stored(lease.digest))
         assert at_once(registry.pinned) == set()
+        assert at_once(lambda: registry.prune(MINE, "a", Retention(2))) == ()
         at_once(lambda: registry.withdraw(lease, "damaged"))
         with pytest.raises(AdapterCorrupt):
             at_once(lambda: registry.lease(MINE, "a"))

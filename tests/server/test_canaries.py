@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -117,6 +118,32 @@ async def test_logs_hold_no_prompt_and_no_key(
     assert "the engine broke" in text
     assert "canary-acme-prompt" not in text
     assert "key-acme" not in text
+
+
+async def test_no_request_makes_the_server_ask_anybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def ask(*args: object, **_: object) -> None:
+        asked.append(args)
+        raise OSError("there is no network")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, ask)
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    tenants = tenants_file(tmp_path, SHARED, acme="key-acme", bolt="key-bolt")
+    with api(tmp_path, FakeEngine(reply=(7,)), tenants=tenants) as made:
+        async for _ in live(made, "acme"):
+            pass
+        async with made.client(authorization="Bearer key-acme") as client:
+            for source in ("http://127.0.0.1:1/x", "owner/name"):
+                for key in ("path", "repo"):
+                    answer = await client.put("/v1/adapters/far", json={key: source})
+                    assert 400 <= answer.status_code < 500
+    assert asked == []
+    with pytest.raises(OSError, match="no network"):
+        socket.create_connection(("127.0.0.1", 1))
 
 
 async def live_on(made: Api, tenant: str) -> AsyncIterator[httpx.Response]:

@@ -107,7 +107,9 @@ REPORT = LoadReport(
 def test_what_a_report_does_not_tell_as_a_number_counts_for_nothing(value: str | None) -> None:
     report = "{}" if value is None else f'{{"delta_bytes": {value}, "bytes": {value}}}'
     told = '{"delta_bytes": 7, "bytes": 7}'
-    has = [Adapter(name, 1, name, 5, 0.0, text) for name, text in (("a", report), ("b", told))]
+    in_use = {"pinned": False, "versions": 1, "leases": 0, "last_used": None}
+    reports = {"a": report, "b": told}
+    has = [Adapter(name, 1, name, 5, 0.0, text, **in_use) for name, text in reports.items()]
     holdings = Holdings(has, {"a": 5, "b": 5})
     new = Addition("c", 5, REPORT)
     holdings.check_addition(Quotas(delta_bytes=8), new)

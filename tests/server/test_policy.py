@@ -1,5 +1,6 @@
 """Keys to callers, what a proxy may name, and whose adapters a tenant may use."""
 
+import hmac
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
@@ -52,6 +53,21 @@ def test_each_key_has_its_tenant_and_role() -> None:
     }
     assert found["a"] is not None
     assert found["a"].key_id == sha256(b"a").hexdigest()[:12]
+
+
+def test_keys_known_and_unknown_are_compared_in_constant_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[int, int]] = []
+
+    def refuse(known: bytes, given: bytes) -> bool:
+        compared.append((len(known), len(given)))
+        return False
+
+    monkeypatch.setattr(hmac, "compare_digest", refuse)
+    texts = ("a", "a2", "c", "c" * 1000, "")
+    assert [policy().authenticate(text, NOW) for text in texts] == [None] * len(texts)
+    assert compared == [(32, 32)] * len(texts)
 
 
 def test_a_list_of_tenants_without_a_key_lets_nobody_in() -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,20 @@ async def test_who_changed_what_with_which_result(tmp_path: Path) -> None:
     assert [e["digest"] for e in told[:2]] == [v.digest for v in versions]
     assert told[6]["request"] == last.headers["x-request-id"]
     assert {(e["tenant"], e["role"]) for e in told} == {("acme", "manage"), ("acme", "use")}
+
+
+async def test_a_change_is_written_down_before_it_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    with api(tmp_path) as made, monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda file: go_on.wait(30))
+        async with made.client() as client:
+            change = asyncio.create_task(client.delete("/v1/adapters/nobody"))
+            await asyncio.wait([change], timeout=0.2)  # as long as it gets to do it wrong
+            assert not change.done()
+            go_on.set()
+            assert (await change).status_code == 404
 
 
 async def test_reloads_and_withdrawn_adapters_are_written_down(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ class Api:
         assert not self.engine.live
         assert self.services.admission.inside == 0
         assert self.registry.check() == ()
-        assert all(a.leases == 0 for a in self.registry.list(DEFAULT_TENANT))
+        tenants = (DEFAULT_TENANT, *self.services.tenants.contexts)
+        assert not any(a.leases for tenant in tenants for a in self.registry.list(tenant))
 
 
 def adapter_parts(seed: int = 0) -> tuple[bytes, bytes]:
@@ -83,7 +84,7 @@ def adapter_parts(seed: int = 0) -> tuple[bytes, bytes]:
 
 @contextmanager
 def api(folder: Path, engine: FakeEngine | None = None, **settings: Any) -> Iterator[Api]:
-    """An API whose state is below `folder`; `settings` are fields of Settings."""
+    """An API whose state is below `folder`, checked at the end; settings: fields of Settings."""
     root = folder / "open"
     root.mkdir(exist_ok=True)
     registry = Registry(folder / "registry.sqlite", Store(folder / "versions"))
@@ -91,8 +92,10 @@ def api(folder: Path, engine: FakeEngine | None = None, **settings: Any) -> Iter
     given = {"model": f"/models/{BASE}", "adapter_root": (root,), **settings}
     records = Records.open(folder, Settings(**given))
     services = Services.assemble(Settings(**given), engine, registry, tiny_text(), records)
+    made = Api(services, engine, registry, root)
     try:
-        yield Api(services, engine, registry, root)
+        yield made
+        made.check()
     finally:
         records.close()
         registry.close()

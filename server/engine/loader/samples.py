@@ -9,6 +9,7 @@ _COUNT = 64
 def sampled(parameter: Tensor) -> bytes:
     """The bytes of values spread evenly over a parameter, ends included."""
     flat = parameter.detach().reshape(-1) if parameter.is_contiguous() else parameter.flatten()
-    at = torch.linspace(0, max(flat.numel() - 1, 0), min(_COUNT, flat.numel())).long()
+    count = min(_COUNT, flat.numel())
+    at = torch.arange(count) * (flat.numel() - 1) // max(count - 1, 1)
     values = flat[at.to(flat.device)].cpu()
     return values.view(torch.uint8).numpy().tobytes()

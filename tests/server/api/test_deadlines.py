@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from api_server import BASE, MESSAGES, Api, events
 from api_server import api as make_api
+from virtual_time import run_in_virtual_time
 
 ROUTE = "/v1/chat/completions"
 BODY = {"model": BASE, "messages": MESSAGES}
@@ -40,6 +41,29 @@ async def test_a_stream_that_takes_too_long_ends_with_an_error(hurried: Api) -> 
     assert data[-1]["error"]["code"] == "deadline_exceeded"
     assert sum("error" in item for item in data) == 1
     assert "[DONE]" not in data
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_ends_at_its_time_and_not_at_the_next_token(hurried: Api, stream: bool) -> None:
+    paces = 0
+
+    async def pace() -> None:
+        nonlocal paces
+        paces += 1
+        await asyncio.sleep(0.4 * SOON)
+
+    async def main() -> float:
+        hurried.engine.pace = pace
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        async with hurried.client() as client:
+            body = {"model": BASE, "prompt": [7] * 4, "max_tokens": 9, "stream": stream}
+            got = await client.post("/v1/completions", json=body)
+        assert "deadline_exceeded" in got.text
+        return clock() - began
+
+    assert run_in_virtual_time(main()) == pytest.approx(SOON)
+    assert paces == 3, "two tokens came, and the third one would have come too late"
 
 
 async def test_tokenising_and_waiting_for_a_place_count_too(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from weft.server.engine.attention import AttentionOptions, attend, set_backend, use_paged_attention
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.kv_spec import KVSpec
+from weft.server.engine.unsupported import ModelUnsupported
 
 SHAPE = (1, 2, 3, 4)
 

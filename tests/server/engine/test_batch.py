@@ -71,6 +71,17 @@ def test_a_mixed_step() -> None:
     assert batch.prompts == ()
 
 
+def test_versions_of_one_size_follow_each_other_as_they_lie_in_the_arena() -> None:
+    places = {5: (64, 32), 2: (32, 96), 7: (32, 0)}
+    items = [scheduled(tokens=1, start=0, count=1)]
+    for slot, place in places.items():
+        item = scheduled(tokens=1, start=0, count=1)
+        item.seq.shares = (Share(SlotRef(slot, 1, place)),)
+        items.append(item)
+    ordered = sorted(items, key=lambda item: item.order)
+    assert [item.slots for item in ordered] == [[-1], [7], [2], [5]]
+
+
 def test_a_step_that_samples_nothing_keeps_nothing() -> None:
     batch = batch_of(scheduled(tokens=9, start=0, count=4))
     assert batch.kept.tolist() == []

@@ -6,7 +6,8 @@ import pytest
 from tiny_models import ARCHITECTURES, tiny_config
 from transformers import AutoConfig, PreTrainedConfig
 
-from weft.server.engine.checks import ModelUnsupported, check_config
+from weft.server.engine.checks import check_config
+from weft.server.engine.unsupported import ModelUnsupported
 
 COMMON = {
     "vocab_size": 512,

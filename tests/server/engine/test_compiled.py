@@ -14,10 +14,10 @@ from peft_adapters import save_lora
 from torch._dynamo.utils import counters
 from torch.profiler import profile
 
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.engine import Engine
 from weft.server.engine.forward import Forward
 from weft.server.engine.messages import Command
+from weft.server.engine.unsupported import ModelUnsupported
 
 PROMPT, TOKENS = (20, 21, 22, 23, 24), 6
 Answers = dict[tuple[str, int], list[int]]

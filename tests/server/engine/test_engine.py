@@ -7,9 +7,11 @@ import pytest
 import torch
 from adapter_files import edit_tensors
 from engines import greedy, load, run, store_of, tiny_engine, tokens_of
+from exactness import token_bytes
 from peft_adapters import save_lora
 from tiny_models import tiny_model
 
+from weft.server.engine.attention import pools_of
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.engine import Engine
 from weft.server.engine.forward import Forward
@@ -24,6 +26,7 @@ from weft.server.engine.messages import (
     Tokens,
     Unload,
 )
+from weft.server.engine.model import ModelHost
 
 PROMPT = (11, 12, 13, 14, 15, 16, 17)
 
@@ -72,12 +75,26 @@ def test_an_unknown_version_is_corrupt_and_nothing_else(engine: Engine) -> None:
     assert len(tokens_of(run(engine, greedy("after", PROMPT, 3)))["after", 0]) == 3
 
 
+def overflowing(folder: Path) -> str:
+    """The digest of an adapter in the engine's store whose values are finite, and too large."""
+    path = save_lora(folder / "huge", "llama", r=4, target_modules=["down_proj"])
+    edit_tensors(path, lambda tensors: {k: torch.full_like(v, 1e38) for k, v in tensors.items()})
+    return store_of(folder).put(path)
+
+
+def not_finite(host: ModelHost) -> set[int]:
+    """The pages of the KV cache that hold a value that is not finite."""
+    pools = [
+        pool for layer in host.forward.model.model.layers for pool in pools_of(layer.self_attn)
+    ]
+    wrong = [~pool.isfinite().flatten(1).all(1) for pool in pools]
+    return {page for pages in wrong for page in pages.nonzero().flatten().tolist()}
+
+
 def test_an_adapter_that_overflows_is_refused_and_harms_nobody(
     engine: Engine, tmp_path: Path
 ) -> None:
-    path = save_lora(tmp_path / "huge", "llama", r=4, target_modules=["down_proj"])
-    edit_tensors(path, lambda tensors: {k: torch.full_like(v, 1e38) for k, v in tensors.items()})
-    digest = store_of(tmp_path).put(path)
+    digest = overflowing(tmp_path)
     quiet = tokens_of(run(engine, greedy("quiet", PROMPT, 6)))["quiet", 0]
     engine.handle(greedy("beside", PROMPT, 6))
     answer = load(engine, digest)
@@ -87,14 +104,33 @@ def test_an_adapter_that_overflows_is_refused_and_harms_nobody(
 
 
 def test_a_non_finite_row_ends_alone(engine: Engine, tmp_path: Path) -> None:
-    path = save_lora(tmp_path / "huge", "llama", r=4, target_modules=["down_proj"])
-    edit_tensors(path, lambda tensors: {k: torch.full_like(v, 1e38) for k, v in tensors.items()})
-    digest = store_of(tmp_path).put(path)
+    digest = overflowing(tmp_path)
     quiet = tokens_of(run(engine, greedy("quiet", PROMPT, 6)))["quiet", 0]
     events = run(engine, greedy("a", PROMPT, 6), greedy("bad", PROMPT, 6, adapter=digest))
     assert tokens_of(events)["a", 0] == quiet
     assert ends(events)["bad", 0].error == "internal_error"
-    assert tokens_of(run(engine, greedy("reuses pages", PROMPT, 6)))["reuses pages", 0] == quiet
+
+
+def test_pages_that_held_what_is_not_finite_harm_nobody(tmp_path: Path) -> None:
+    hosts: list[ModelHost] = []
+
+    def watch(host: ModelHost) -> ModelHost:
+        hosts.append(host)
+        return host
+
+    size = {"kv_cache_memory": 64 * token_bytes("llama"), "max_model_len": 60}
+    with tiny_engine(tmp_path, watch=watch, **size) as engine:
+        digest, prompt = overflowing(tmp_path), tuple(range(10, 55))
+        quiet = tokens_of(run(engine, greedy("quiet", prompt, 14)))["quiet", 0]
+        engine.scheduler.tables.clear()
+        events = run(engine, greedy("bad", prompt[::-1], 14, adapter=digest))
+        assert ends(events)["bad", 0].error == "internal_error"
+        pages = not_finite(hosts[0])
+        assert len(pages) > engine.scheduler.tables.total / 2
+        engine.handle(greedy("after", prompt, 14))
+        engine.step()
+        assert pages & engine.scheduler.tables.referenced.keys()
+        assert tokens_of(run(engine))["after", 0] == quiet
 
 
 def test_a_failing_step_ends_only_the_sequence_that_fails_alone(

@@ -14,7 +14,7 @@ from weft.adapters.presence import Presence
 from weft.adapters.tenancy import NOBODY, TenantContext
 from weft.adapters.traits import PLAIN, Traits
 from weft.server.engine.gate import AdapterGate
-from weft.server.engine.sequence import Sequence
+from weft.server.engine.sequence import Finish, Sequence
 
 PATIENCE = 1.0
 STEP = 0.02
@@ -94,6 +94,15 @@ def test_an_idle_adapter_gives_way_without_any_wait() -> None:
     assert steps_to_answer(world, "second") <= 4
 
 
+def test_who_asks_for_what_cannot_be_loaded_is_told_and_keeps_nobody_waiting() -> None:
+    world = World(limits(), FakeResidency(10, 1, equal(2), broken={"a0"}))
+    for name in ("a0", "a1"):
+        world.scheduler.add(request(name, adapter=name))
+    world.run()
+    assert world.ended["a0", 0] == Finish("error", error="adapter_invalid")
+    assert world.ended["a1", 0] == Finish("length")
+
+
 def test_a_third_adapter_gets_in_while_two_are_hot_without_end() -> None:
     world = world_of(2, equal(3))
     load = Load(world, ["a0", "a1"])
@@ -164,13 +173,17 @@ def test_no_turn_is_longer_than_patience() -> None:
     assert all(load.longest_wait(digest) <= 2 * (PATIENCE + SLACK) for digest in load.digests)
 
 
-def test_room_that_is_made_is_used_in_the_same_step() -> None:
-    residency = FakeResidency(20, 2, equal(4), install_steps=0, swap_seconds=0.001)
+@pytest.mark.parametrize("load_steps", [1, 10])
+def test_room_that_is_made_is_used_in_the_same_step(load_steps: int) -> None:
+    """Also where the host keeps none of them: who is on the device stays until one was read."""
+    residency = FakeResidency(
+        20, 2, equal(4), load_steps=load_steps, install_steps=0, swap_seconds=0.001
+    )
     world = World(limits(max_num_seqs=16), residency)
     for digest in equal(4):
-        world.scheduler.add(request(digest, max_tokens=60, adapter=digest))
+        world.scheduler.add(request(digest, max_tokens=80, adapter=digest))
     world.until(lambda: world.scheduler.running == 2)
-    for _ in range(60):
+    for _ in range(80):
         assert len(world.step().items) == 2
     assert world.scheduler.preemptions > 10
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from weft.server.engine import hardware
-from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.unsupported import ModelUnsupported
 
 CPU = torch.device("cpu")
 

@@ -5,11 +5,11 @@ import torch
 from tiny_models import tiny_model
 
 from weft.server.engine.attention import AttentionStep, use_paged_attention
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.hardware import GIB
 from weft.server.engine.kv_memory import KVLayout, choose_size
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.messages import EngineConfig
+from weft.server.engine.unsupported import ModelUnsupported
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -9,10 +9,10 @@ import torch
 from tiny_models import MAX_POSITIONS, save_tiny, tiny_model
 
 from weft.server.engine import hardware, model
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.messages import EngineConfig
 from weft.server.engine.model import ModelHost
 from weft.server.engine.probe import probes, prompt, whole
+from weft.server.engine.unsupported import ModelUnsupported
 
 
 def ignore(stage: str, done: int, total: int) -> None:

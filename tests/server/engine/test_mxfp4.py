@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, Mxfp4Config, PreTrainedModel
 from watched_logits import WatchedLogits
 
 from weft.server.engine import weights
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.quantization import Quantization
+from weft.server.engine.unsupported import ModelUnsupported
 
 BLOCK = 32  # values with a scale in common, two in a byte
 

@@ -166,6 +166,30 @@ def test_who_competes_for_pages_is_known() -> None:
     assert tables.part(running(3, [3] * 9, tenant="mine")) == 3 / 8
 
 
+def test_what_is_shared_with_who_goes_is_not_room_twice() -> None:
+    for length in range(1, 60):
+        tables = PageTables(9, 4, ROOT)
+        other, claimant = running(0, [7] * 17), running(1, [7] * length)
+        assert tables.admit(other)
+        other.computed = 16
+        tables.publish(other)
+        has_room = tables.has_room(claimant, without=[other])
+        tables.release(other)
+        assert tables.admit(claimant) is has_room, length
+
+
+def test_pages_are_kept_only_for_who_comes_again() -> None:
+    tables = PageTables(9, 4, None)
+    ended, waits = (running(number, [7] * 8) for number in range(2))
+    for seq in (ended, waits):
+        assert tables.admit(seq)
+        seq.computed = 7
+    tables.release(ended)
+    assert (tables.cached, tables.free) == (0, 6)
+    tables.release(waits, keep=True)
+    assert (tables.cached, tables.free) == (2, 6)
+
+
 @pytest.mark.parametrize("seed", range(300))
 def test_there_is_room_exactly_where_it_would_be_given(seed: int) -> None:
     """Whether a sequence has room without others is what comes of it once they are gone."""

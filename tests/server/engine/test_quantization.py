@@ -24,10 +24,10 @@ from weft.adapters.operations import Dense
 from weft.adapters.plan import AdapterPlan
 from weft.adapters.tensors import read_tensors
 from weft.server.engine import quantization, weights
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.messages import EngineConfig, Loaded
 from weft.server.engine.model import ModelHost
 from weft.server.engine.quantization import Quantization
+from weft.server.engine.unsupported import ModelUnsupported
 from weft.server.inspection import InspectedOn, inspect_adapter
 from weft.server.verification import verify_adapter
 

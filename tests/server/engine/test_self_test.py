@@ -9,11 +9,11 @@ from transformers import AutoConfig, PreTrainedModel
 
 from weft.adapters.step_state import StepState
 from weft.server.engine.attention import AttentionStep, use_paged_attention
-from weft.server.engine.checks import ModelUnsupported
 from weft.server.engine.forward import Forward
 from weft.server.engine.kv_memory import KVLayout
 from weft.server.engine.kv_spec import KVSpec
 from weft.server.engine.self_test import Reference, SelfTest, check_model, computed, twin
+from weft.server.engine.unsupported import ModelUnsupported
 
 PAGE_SIZE = 4
 COMMON: dict[str, Any] = {

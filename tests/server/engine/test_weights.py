@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny, tiny_config, tiny_model
 
 from weft.server.engine import weights
-from weft.server.engine.checks import ModelUnsupported
+from weft.server.engine.unsupported import ModelUnsupported
 
 CPU = torch.device("cpu")
 
