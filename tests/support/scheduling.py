@@ -217,8 +217,8 @@ class World:
 
     def _check_plan(self, plan: StepPlan) -> None:
         config = self.scheduler.limits
-        shares = [tuple(share.ref.slot for share in item.shares) for item in plan.items]
-        assert shares == sorted(shares)
+        orders = [item.order for item in plan.items]
+        assert orders == sorted(orders)
         assert len({item.seq for item in plan.items}) == len(plan.items) <= config.max_num_seqs
         assert plan.rows <= config.max_num_batched_tokens
         for item in plan.items:
