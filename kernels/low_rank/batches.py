@@ -6,7 +6,7 @@ costs one call for all, and has the processor's cores share them (benchmarks/LOG
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _SMALLEST = 400  # multiplications; torch.bmm has a loop of its own for products of fewer
 
@@ -17,8 +17,7 @@ Place = tuple[int, int, int]
 """Where a pair lies: the offsets of `a` and of `b` in elements, and the rank."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Rows of owners that follow each other, equally many of each, and where their pairs lie.
 
     rows: of all owners   count: of the owners   first: the first one's place, None without a pair
@@ -50,7 +49,7 @@ def _batches(places: Sequence[Place | None], sizes: Sequence[int], width: int) -
                 break
             steps = found
             stop += 1
-        yield Batch(sum(sizes[start:stop]), stop - start, first, steps)
+        yield Batch((stop - start) * sizes[start], stop - start, first, steps)
         start = stop
 
 
@@ -58,5 +57,5 @@ def _steps(before: Place | None, place: Place | None) -> tuple[int, int] | None:
     """From one pair to the next, if both can be of one batch; strides are not negative."""
     if before is None or place is None or before[2] != place[2]:
         return None
-    steps = place[0] - before[0], place[1] - before[1]
-    return steps if min(steps) > 0 else None
+    step_a, step_b = place[0] - before[0], place[1] - before[1]
+    return (step_a, step_b) if step_a > 0 and step_b > 0 else None

@@ -217,8 +217,9 @@ class World:
 
     def _check_plan(self, plan: StepPlan) -> None:
         config = self.scheduler.limits
-        orders = [item.order for item in plan.items]
-        assert orders == sorted(orders)
+        refs = [[share.ref for share in item.shares] for item in plan.items]
+        order = [[(ref.place, ref.slot) for ref in shares] for shares in refs]
+        assert order == sorted(order)
         assert len({item.seq for item in plan.items}) == len(plan.items) <= config.max_num_seqs
         assert plan.rows <= config.max_num_batched_tokens
         for item in plan.items:
