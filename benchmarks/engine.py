@@ -27,11 +27,12 @@ from transformers.pytorch_utils import Conv1D
 
 from weft.adapters.modules import Adapted
 from weft.adapters.residency import Residency
-from weft.server.engine import engine as engine_module
+from weft.server.engine import launcher
 from weft.server.engine.attention import PagedLayer
 from weft.server.engine.engine import Engine
 from weft.server.engine.model import ModelHost
 from weft.server.engine.packed_linear import PackedLinear
+from weft.server.engine.readback import Readback
 from weft.server.engine.scheduler import Scheduler
 
 NAME = "engine"
@@ -57,7 +58,8 @@ PARTS = (
     (PagedLayer, "__call__", "attention"),
     (Adapted, "adapted", "adapters"),
     (Adapted, "computed", "linears"),
-    (engine_module, "sample", "sample"),
+    (launcher, "choose", "sample"),
+    (Readback, "take", "sample"),
     (Scheduler, "commit", "commit"),
     (Engine, "_publish", "publish"),
     (Engine, "take_events", "publish"),
@@ -72,6 +74,7 @@ class Case:
 
     ranks: of the adapters, in turn; row i has adapter i modulo `adapters`
     bare: pairs of a step and one of the model without anything that knows of adapters
+    ahead: steps that are launched before the tokens of those before them are read
     launched: steps without CUDA graphs, where the others are replayed
     """
 
@@ -79,6 +82,7 @@ class Case:
     adapters: int
     ranks: tuple[int, ...] = ()
     steps: list[float] = field(default_factory=list)
+    ahead: list[float] = field(default_factory=list)
     launched: list[float] = field(default_factory=list)
     bare: list[tuple[float, float]] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
@@ -137,7 +141,7 @@ def run(
             measure(stepper, case, watch)
             if not turn:  # the first turn warms up
                 case.steps, case.bare, case.products, case.parts = [], [], [], []
-                case.launched = []
+                case.ahead, case.launched = [], []
         progress.advance(task)
 
 
@@ -149,6 +153,9 @@ def measure(stepper: Stepper, case: Case, watch: Stopwatch) -> None:
     with watch.running():
         stepper.step()
     case.parts.append(dict(watch.seconds))
+    with stepper.ahead():
+        stepper.step()
+        case.ahead.append(stepper.step())
     with stepper.launched():
         if stepper.replays:
             case.launched.append(stepper.step())
@@ -198,6 +205,7 @@ def figures(
         "ranks": case.ranks,
         "step": step,
         "fastest": min(case.steps),
+        "ahead": statistics.median(case.ahead),
         "floor": (read + added) / bandwidth,
         "products": products,
         "to_base": of_base / step,
@@ -226,7 +234,7 @@ def show(results: dict[str, Any]) -> None:
         steps = _table(
             f"{title}: a step against its floors, ms",
             "step", "fastest", "bytes", "over", "products", "over", "to base", "bytes'", "in turn",
-            "idle to bare", "launched",
+            "idle to bare", "launched", "ahead",
         )  # fmt: skip
         parts = _table(f"{title}: where a step goes, ms", *FORWARD, *OWN, "engine's own")
         for each in found["cases"]:
@@ -242,7 +250,7 @@ def show(results: dict[str, Any]) -> None:
                 f"{each['floor_to_base']:.3f}",
                 f"{each['one_after_the_other']:.3f}",
                 f"{each['idle_to_bare']:.3f}" if "idle_to_bare" in each else "",
-                f"{1e3 * each['launched']:.2f}" if "launched" in each else "",
+                *(f"{1e3 * each[key]:.2f}" if key in each else "" for key in ("launched", "ahead")),
             )
             shares = (f"{1e3 * each['parts'][part]:.2f}" for part in (*FORWARD, *OWN))
             parts.add_row(*case, *shares, f"{each['own']:.1%}")

@@ -80,6 +80,7 @@ class Stepper:
                 page_size=PAGE_SIZE,
                 threads=threads,
                 compile=compile_,
+                async_scheduling=False,
             )
             self.host = ModelHost.load(config, lambda stage, done, total: None)
             with patch.object(Versions, "load", random_version):
@@ -113,6 +114,16 @@ class Stepper:
         self._engine.step()
         frame(self._engine.take_events())
         return time.perf_counter() - start
+
+    @contextmanager
+    def ahead(self) -> Iterator[None]:
+        """Steps meanwhile are launched before the tokens of those before them are read."""
+        self._engine._is_async = True
+        try:
+            yield
+        finally:
+            self._engine._is_async = False
+            self.step()
 
     def end(self) -> None:
         """Ends what was begun."""

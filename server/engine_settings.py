@@ -28,6 +28,7 @@ def engine_config(settings: Settings, base: Path, store: Store) -> EngineConfig:
         speculation=settings.speculation,
         compile=settings.compile,
         enforce_eager=settings.enforce_eager,
+        async_scheduling=settings.async_scheduling,
         prefix_secret=secrets.token_bytes(32),
         seed=settings.seed,
         threads=settings.threads,

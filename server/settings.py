@@ -187,6 +187,11 @@ class Settings(BaseSettings):
         False,
         description="On a GPU, launch each decode step anew instead of replaying CUDA graphs.",
     )
+    async_scheduling: bool | None = Field(
+        None,
+        description="Launch a step before the tokens of the one before it are read, where it does "
+        "not depend on them. [default: on for a GPU, off for a CPU]",
+    )
     trust_proxy_header: str | None = Field(
         None, description="Header in which a trusted proxy names the tenant."
     )

@@ -169,10 +169,10 @@ class _RecordingHost(ModelHost):
         """The same model, its logits kept."""
         return cls(**{part.name: getattr(host, part.name) for part in fields(ModelHost)})
 
-    def build(self, plan: StepPlan) -> StepBatch:
+    def build(self, plan: StepPlan, ids: Tensor | None = None) -> StepBatch:
         """Builds, and remembers whose rows come next."""
         self.plans[:] = [plan]
-        return super().build(plan)
+        return super().build(plan, ids)
 
     def run(self, batch: StepBatch) -> Tensor:
         """Runs, and keeps each sampling row under its request."""

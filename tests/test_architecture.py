@@ -63,6 +63,7 @@ LIGHT_ENGINE = (
     "history",
     "launch",
     "limits",
+    "lookahead",
     "messages",
     "ngrams",
     "page_tables",

@@ -85,7 +85,7 @@ def _config_parameter() -> inspect.Parameter:
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = flag_of(name)
-    is_switch = field.annotation is bool
+    is_switch = field.annotation in (bool, bool | None)
     names = [f"{flag}/--no-{flag[2:]}"] if is_switch else [flag, *ALIASES.get(name, ())]
     option = typer.Option(
         *names, help=_help(name, field), metavar=None if is_switch else _metavar(name, field)

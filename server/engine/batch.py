@@ -50,13 +50,20 @@ class StepBatch:
     prompts: tuple[PromptRows, ...]
 
 
-def build(plan: StepPlan, page_size: int, device: torch.device) -> StepBatch:
-    """Builds the tensors of a plan that is not empty; its sequences' pages cover their rows."""
+def build(
+    plan: StepPlan, page_size: int, device: torch.device, ids: Tensor | None = None
+) -> StepBatch:
+    """Builds the tensors of a plan that is not empty; its sequences' pages cover their rows.
+
+    ids: int64 [T], of the rows, where the host does not know them
+    """
     items = plan.items
+    if ids is None:
+        ids = _rows([_tokens(item) for item in items], device)
     positions = [p for item in items for p in range(item.start, item.start + item.count)]
     kept = _Kept(items)
     return StepBatch(
-        input_ids=_rows([_tokens(item) for item in items], device)[None],
+        input_ids=ids[None],
         position_ids=_tensor(positions, torch.int64, device)[None],
         paged=_paged(items, page_size, device),
         segments=Segments.from_slots([slot for item in items for slot in item.slots]),

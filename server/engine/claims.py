@@ -51,6 +51,13 @@ class Claims:
         """Whether no tenant holds so much that others could take from it."""
         return self._most == 0
 
+    def lets_in(self, claimant: Sequence) -> bool:
+        """Whether it can run now, beside all others or in the place of some."""
+        is_place = len(self._running) < self._places
+        if is_place and self._tables.has_room(claimant, without=()):
+            return True
+        return bool(self.victims(claimant))
+
     def victims(self, claimant: Sequence) -> list[Sequence] | None:
         """Who must be preempted so that one that waits can run; None where it must wait.
 

@@ -14,6 +14,7 @@ from weft.server.engine.sequence import Sequence as Row
 from weft.server.engine.speculation import MOST_DRAFTS, Offer, Speculation
 from weft.server.engine.step_plan import Scheduled, StepPlan
 
+MOST_SKIPS = 4
 _NOTHING = Offer(rate=0.0, drafts=0)
 
 
@@ -32,7 +33,9 @@ class Drafting:
         self._clock = clock
         self.speculation = Speculation()
         self._sequences = 0  # of the step that was extended and not observed yet
-        self._began = self._ready = 0.0
+        self._began = self._ready = self._ended = 0.0
+        self._vain = 0  # times in a row that drafts were looked for and none was made
+        self._skips = 0  # steps that may still skip looking for them
 
     def extend(self, decodes: list[Scheduled], *, alone: bool) -> list[Scheduled]:
         """A step's decodes, some of them now with drafts, for which there are pages.
@@ -45,15 +48,33 @@ class Drafting:
         self._began = self._clock()
         if self.speculation.wants(len(decodes)):
             decodes = self._extended(decodes)
+            self._vain = 0 if any(item.drafts for item in decodes) else self._vain + 1
+            self._skips = min(2**self._vain, MOST_SKIPS) if self._vain else 0
         self._ready = self._clock()
         return decodes
 
+    def may_skip(self, sequences: int) -> bool:
+        """Whether to go on without drafts, which are found only once all tokens are known.
+
+        Yes, where they do not pay; else for as many steps as looking for them was in vain before.
+        """
+        if not self._limits.speculation or not self.speculation.wants(sequences):
+            return True
+        self._skips -= 1
+        return self._skips >= 0
+
     def observe(self, plan: StepPlan, runs: Sequence[Sequence[int]]) -> None:
         """Takes in what each of `plan.sampling` has got from a step that ends now."""
+        if not self._limits.speculation:
+            return
+        if plan.is_ahead:  # it has the device for itself once the one before it has ended
+            self._sequences = len(plan.items)
+            self._began = self._ready = self._ended
+        self._ended = self._clock()
         sequences, self._sequences = self._sequences, 0
         if not sequences or sequences != len(plan.items):
             return
-        seconds = self._clock() - self._ready
+        seconds = self._ended - self._ready
         drafted = accepted = 0
         for item, run in zip(plan.sampling, runs, strict=True):
             history = item.seq.history

@@ -3,20 +3,17 @@
 Single-threaded; only the loader works beside it, mostly in a process of its own.
 """
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Container
 
 import torch
-from torch import Tensor
 
 from weft.adapters.out_of_memory import is_out_of_memory
 from weft.adapters.pool import Pool
 from weft.adapters.presence import Presence
 from weft.adapters.residency import Residency
-from weft.server.engine.batch import StepBatch
+from weft.server.engine.launcher import Flight, Launcher
 from weft.server.engine.loader.launch import Loading
 from weft.server.engine.loads import Loads
 from weft.server.engine.messages import (
@@ -41,18 +38,27 @@ from weft.server.engine.messages import (
 from weft.server.engine.model import ModelHost
 from weft.server.engine.outbox import Outbox
 from weft.server.engine.packed_ahead import PackedAhead
-from weft.server.engine.parts import info_of, limits_of, loader_of, prefix_root_of, versions_of
-from weft.server.engine.sampling import Sampled, SampleRow, accepted, sample, token_logprobs
+from weft.server.engine.parts import (
+    info_of,
+    is_async,
+    limits_of,
+    loader_of,
+    prefix_root_of,
+    versions_of,
+)
+from weft.server.engine.sampling import Sampled
 from weft.server.engine.scheduler import Scheduler
-from weft.server.engine.sequence import Finish
+from weft.server.engine.sequence import Finish, Status
 from weft.server.engine.sequence import Sequence as Row
-from weft.server.engine.step_plan import Scheduled, StepPlan
+from weft.server.engine.step_plan import StepPlan
 from weft.server.engine.weights import Progress
 
 log = logging.getLogger(__name__)
 COPY_BYTES_PER_STEP = 32 << 20
 STATS_SECONDS = 0.1
 CHECK_SECONDS = 10.0
+SYNCHRONOUS_STEPS = 16
+"""Launched one by one after a step ahead failed, or went on from a token that did not stand."""
 
 
 class Engine:
@@ -76,11 +82,13 @@ class Engine:
         self.scheduler = Scheduler(
             limits_of(facts, config), self.residency, prefix_root_of(facts, config), clock
         )
-        self._model = model
-        self._seed = config.seed
         self._clock = clock
         self._outbox = Outbox()
         self._loads = Loads(model.canary)
+        self._launcher = Launcher(model, self.residency, self._loads, self._outbox, config.seed)
+        self._is_async = is_async(facts, config)
+        self._ahead: Flight | None = None  # runs, and is the next step
+        self._synchronous = 0  # steps that still go without launching another one ahead
         self._steps = self._failed_steps = 0
         self._plan = StepPlan(())
         self._stats_due = self._check_due = 0.0
@@ -189,6 +197,7 @@ class Engine:
         Live sequences keep their tokens and versions their places; KV is computed again.
         """
         log.error("all that runs begins again", exc_info=error)
+        self._ahead = None
         self.residency.begin_again()
         self.scheduler.begin_again(self._plan.items)
         if broken := self.check():
@@ -217,82 +226,75 @@ class Engine:
     def _step(self) -> None:
         self.scheduler.make_way()
         self.residency.pump(COPY_BYTES_PER_STEP)
-        self._plan = self.scheduler.plan()
-        sampled = self._compute(self._plan) if self._plan else {}
+        ahead, self._ahead = self._ahead, None
+        self._plan = ahead.plan if ahead else self.scheduler.plan()
+        flights = [ahead] if ahead else self._launch(self._plan)
+        following = self._look_ahead(flights)
+        sampled: dict[Row, list[Sampled]] = {}
+        for flight in flights:
+            sampled |= self._commit(flight)
+        if following:
+            foreseen = {seq for seq, run in sampled.items() if all(c.foreseen for c in run)}
+            self._go_on(following, foreseen)
         self._publish(sampled)
 
-    def _compute(self, plan: StepPlan) -> dict[Row, list[Sampled]]:
-        """Runs a plan and commits it; a failure ends only the sequences that fail on their own."""
+    def _launch(self, plan: StepPlan) -> list[Flight]:
+        """Launches a plan; a failure ends only the sequences that fail on their own."""
+        if not plan:
+            return []
         self._steps += 1
         try:
-            self._model.place(plan)
-            sampled = self._run(plan)
+            return [self._launcher.launch(plan)]
         except torch.AcceleratorError:
             raise  # the device is lost: only a new process helps
         except Exception as error:
             if len(plan.items) == 1 and not plan.items[0].drafts:
                 log.exception("a step failed")
                 self.scheduler.fail(plan.items[0].seq, _code(error))
-                return {}
-            alone = (self._compute(StepPlan((item.plain,))) for item in plan.items)
-            return {seq: run for runs in alone for seq, run in runs.items()}
+                return []
+            alone = (self._launch(StepPlan((item.plain,))) for item in plan.items)
+            return [flight for flights in alone for flight in flights]
+
+    def _look_ahead(self, flights: list[Flight]) -> Flight | None:
+        """Launches the step after the one that runs, if that can be without its tokens."""
+        self._synchronous -= 1
+        if not self._is_async or self._synchronous >= 0 or len(flights) != 1:
+            return None
+        plan = self.scheduler.follow(flights[0].plan)
+        if not plan:
+            return None
+        try:
+            flight = self._launcher.launch(plan, flights[0])
+        except torch.AcceleratorError:
+            raise  # the device is lost: only a new process helps
+        except Exception:
+            log.exception("a step could not be launched ahead")
+            self._synchronous = SYNCHRONOUS_STEPS
+            return None
+        self._steps += 1
+        return flight
+
+    def _go_on(self, flight: Flight, foreseen: Container[Row]) -> None:
+        """Counts on a step that was launched ahead, for those that live and got what it was given.
+
+        foreseen: whose tokens are what the device had
+        """
+        running = {item.seq for item in flight.plan.items if item.seq.status is Status.RUNNING}
+        flight.keep(lambda seq: seq in running and seq in foreseen)
+        if any(seq not in foreseen for seq in running):
+            self._synchronous = SYNCHRONOUS_STEPS
+        self._ahead = flight if flight.plan else None
+
+    def _commit(self, flight: Flight) -> dict[Row, list[Sampled]]:
+        """Reads a step's tokens and records them; returns those of each sequence's answer."""
+        sampled = flight.read()
         for seq, run in sampled.items():
             if run[0].error is not None:
                 log.error("request %s: %s", seq.request.id, run[0].error)
                 self.scheduler.fail(seq, "internal_error")
         tokens = [[choice.token for choice in run] for run in sampled.values()]
-        taken = self.scheduler.commit(plan, tokens)
+        taken = self.scheduler.commit(flight.plan, tokens)
         return {seq: run[:n] for (seq, run), n in zip(sampled.items(), taken, strict=True)}
-
-    def _run(self, plan: StepPlan) -> dict[Row, list[Sampled]]:
-        for item in plan.items:
-            for share in item.seq.shares:
-                if not self.residency.valid(share.ref):
-                    raise RuntimeError(f"{share.ref} was given to another version")
-        batch = self._model.build(plan)
-        logits = self._model.run(batch)
-        self._keep_prompts(batch, logits)
-        chosen = logits[list(batch.sampling)] if batch.prompts else logits
-        rows = [row for item in plan.sampling for row in self._sample_rows(item)]
-        choices = iter(sample(chosen, rows))
-        runs: dict[Row, list[Sampled]] = {}
-        first = 0
-        for item in plan.sampling:
-            if item.seq.request.id in self._loads:
-                self._observe(item, chosen[first])
-            count = 1 + len(item.drafts)
-            runs[item.seq] = accepted(list(islice(choices, count)), item.drafts)
-            first += count
-        return runs
-
-    def _observe(self, item: Scheduled, logits: Tensor) -> None:
-        """Looks at a canary's logits, or keeps what all canaries begin with."""
-        if self._loads.begins(item.seq.request.id):
-            self._model.keep(item)
-        else:
-            self._loads.observe(item.seq.request.id, logits)
-
-    def _sample_rows(self, item: Scheduled) -> Iterator[SampleRow]:
-        """Its last row, and each draft's as if the drafts were part of the answer."""
-        seq, seed, ends = item.seq, self._row_seed(item.seq), self.info.eos_token_ids
-        for known in range(1 + len(item.drafts)):
-            tokens = [*seq.tokens, *item.drafts[:known]] if known else seq.tokens
-            yield SampleRow(seq.sampling, tokens, seq.prompt_len, seed, ends)
-
-    def _row_seed(self, seq: Row) -> int:
-        """The request's seed, another one for each further child; without one, the engine's own."""
-        seed = seq.sampling.seed
-        if seed is None:
-            return _mix(self._seed, seq.arrival)
-        return seed if seq.index == 0 else _mix(seed, seq.index)
-
-    def _keep_prompts(self, batch: StepBatch, logits: Tensor) -> None:
-        for prompt in batch.prompts:
-            count = prompt.rows.stop - prompt.rows.start
-            tokens = prompt.seq.tokens[prompt.position : prompt.position + count]
-            top = prompt.seq.sampling.prompt_logprobs or 0
-            found = token_logprobs(logits[prompt.rows], tokens, [top] * count)
-            self._outbox.add_prompt(prompt.seq, prompt.position, found)
 
     # ---- what others hear of
 
@@ -375,11 +377,6 @@ def _told(answer: Loaded | Failed, digest: str) -> str:
         f"version {digest[:12]} is ready after {report.load_seconds:.2f} s: {report.method}, "
         f"rank {report.rank}, {report.bytes} bytes"
     )
-
-
-def _mix(seed: int, number: int) -> int:
-    """A seed that depends on both, and on nothing else."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest())
 
 
 def _code(error: Exception) -> str:

@@ -27,6 +27,11 @@ class FinishRules:
                 break
         return taken
 
+    def ends_next(self, seq: Sequence) -> bool:
+        """Whether the next token of `seq` is its last, whichever it is."""
+        at_most = seq.generated + 1 >= seq.sampling.max_tokens
+        return at_most or seq.length + 1 >= self.max_model_len
+
     def finish_reason(self, seq: Sequence) -> Finish | None:
         """Why `seq` is done, all its tokens so far being final; None if it goes on."""
         sampling = seq.sampling

@@ -21,9 +21,9 @@ class Forward:
     adapters: StepState
     page_size: int
 
-    def build(self, plan: StepPlan) -> StepBatch:
-        """The tensors of a plan that is not empty."""
-        return build(plan, self.page_size, self.model.device)
+    def build(self, plan: StepPlan, ids: Tensor | None = None) -> StepBatch:
+        """The tensors of a plan that is not empty; ids: of its rows, if only the device has them"""
+        return build(plan, self.page_size, self.model.device, ids)
 
     @torch.inference_mode()
     def run(self, batch: StepBatch) -> Tensor:

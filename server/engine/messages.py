@@ -20,6 +20,8 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     base_names: what the model is called, its own name first; without any it is its folder
     compile: whether the base's decoder is compiled at the start
     enforce_eager: whether decode steps are not captured as CUDA graphs
+    async_scheduling: whether a step is launched before the tokens of the one before it are read
+        wherever it does not depend on them; None where the device is a GPU
     """
 
     model: str
@@ -46,6 +48,7 @@ class EngineConfig(Message, frozen=True, kw_only=True):
     speculation: str = "off"
     compile: bool = False
     enforce_eager: bool = False
+    async_scheduling: bool | None = None
 
 
 class Sampling(Message, frozen=True, kw_only=True):
@@ -66,6 +69,11 @@ class Sampling(Message, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a choice depends on which tokens come before it, beside the model's logits."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
 
 class TokenLogprobs(Message, frozen=True):

@@ -118,9 +118,9 @@ class ModelHost:
         """Keeps the KV of what was just computed, for requests that begin with it."""
         self.prefixes.keep(item)
 
-    def build(self, plan: StepPlan) -> StepBatch:
-        """The tensors of a plan that is not empty."""
-        return self.forward.build(plan)
+    def build(self, plan: StepPlan, ids: Tensor | None = None) -> StepBatch:
+        """See Forward.build."""
+        return self.forward.build(plan, ids)
 
     def run(self, batch: StepBatch) -> Tensor:
         """One forward; see Forward.run."""

@@ -36,6 +36,12 @@ def limits_of(facts: ModelFacts, config: EngineConfig) -> Limits:
     )
 
 
+def is_async(facts: ModelFacts, config: EngineConfig) -> bool:
+    """Whether steps are launched ahead: a CPU computes nothing while the host does."""
+    wanted = config.async_scheduling
+    return facts.device.type == "cuda" if wanted is None else wanted
+
+
 def versions_of(
     model: ModelHost, config: EngineConfig, loading: Loading | None
 ) -> Versions | LoaderProcess:

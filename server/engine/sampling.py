@@ -6,16 +6,18 @@ A row's token depends on its own logits, parameters, seed and position only, nev
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from weft.server.engine.messages import Sampling, TokenLogprobs
+from weft.server.engine.readback import Readback
 
 # Most truncated distributions end within this many tokens; the others pay for a full sort.
 _CANDIDATES = 256
+_MORE = 16
 _BLOCK = 512
 _MANY_BLOCKS = 16
 
@@ -26,6 +28,7 @@ class SampleRow:
 
     tokens: the prompt and what was generated so far   prompt_len: how many of them are the prompt
     seed: of the row's random numbers   eos_token_ids: the model's own end tokens
+    unread: so many more were generated that only the device knows yet
     """
 
     sampling: Sampling
@@ -33,39 +36,107 @@ class SampleRow:
     prompt_len: int
     seed: int
     eos_token_ids: Sequence[int] = ()
+    unread: int = 0
+
+    @property
+    def position(self) -> int:
+        """Number of tokens before the one that is chosen."""
+        return len(self.tokens) + self.unread
 
     @property
     def generated(self) -> int:
         """Number of tokens generated so far."""
-        return len(self.tokens) - self.prompt_len
+        return self.position - self.prompt_len
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A row's next token; or, with `error` set, why it has none."""
+    """A row's next token; or, with `error` set, why it has none.
+
+    foreseen: whether it is what `Choices.tokens` has on the device
+    """
 
     token: int
     logprobs: TokenLogprobs | None = None
     error: str | None = None
+    foreseen: bool = True
 
 
-def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
-    """The next token of each row.
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The next token of each row, on the device and on its way to the host.
+
+    tokens: int64 [rows], each of the vocabulary; `read` tells which of them stand
+    """
+
+    tokens: Tensor
+    _found: Readback
+    _scored: Sequence[int]
+    _tops: Sequence[int]
+    _doubts: "_Doubts | None"
+
+    def read(self) -> list[Sampled]:
+        """The rows' tokens, waited for."""
+        found, finite, *logprobs = self._found.take()
+        tokens = found.tolist()
+        told: dict[int, TokenLogprobs] = {}
+        if self._scored:
+            scored = _told([tokens[index] for index in self._scored], self._tops, *logprobs)
+            told = dict(zip(self._scored, scored, strict=True))
+        sampled = [
+            Sampled(token, told.get(index)) if is_finite else Sampled(0, error=_NOT_FINITE)
+            for index, (token, is_finite) in enumerate(zip(tokens, finite.tolist(), strict=True))
+        ]
+        return self._doubts.settled(sampled) if self._doubts else sampled
+
+
+@dataclass(frozen=True, eq=False)
+class _Doubts:
+    """Which rows were drawn from too few candidates, and what it takes to draw them again."""
+
+    unsure: Readback
+    logits: Tensor
+    rows: Sequence[SampleRow]
+    candidates: int
+
+    def settled(self, sampled: list[Sampled]) -> list[Sampled]:
+        """The same with what these rows get from more candidates."""
+        (unsure,) = self.unsure.take()
+        again = [i for i in unsure.nonzero().flatten().tolist() if sampled[i].error is None]
+        if not again:
+            return sampled
+        rows = [self.rows[index] for index in again]
+        drawn = choose(self.logits[again], rows, self.candidates * _MORE).read()
+        settled = sampled.copy()
+        for index, choice in zip(again, drawn, strict=True):
+            settled[index] = replace(choice, foreseen=choice.token == sampled[index].token)
+        return settled
+
+
+def choose(logits: Tensor, rows: Sequence[SampleRow], candidates: int = _CANDIDATES) -> Choices:
+    """Chooses the next token of each row, of which there is one, without waiting for the device.
 
     logits: float32 [rows, vocabulary], left unchanged
     In order: minimum length, bias, penalties, then the largest (temperature 0) or temperature,
     min-p, top-k, top-p and a draw. Log-probabilities are of the raw logits.
     A row without a finite maximum gets an error, and no other row notices.
     """
-    if not rows:
-        return []
     scores = _adjust(logits, rows)
-    tokens, finite = _choose(scores, rows)
-    logprobs = _wanted_logprobs(logits, rows, tokens, finite)
-    return [
-        Sampled(token, logprobs.get(index)) if finite[index] else Sampled(0, error=_NOT_FINITE)
-        for index, token in enumerate(tokens)
-    ]
+    tokens, finite, unsure = _choose(scores, rows, candidates)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)  # what is not finite may point behind it
+    scored = [index for index, row in enumerate(rows) if row.sampling.logprobs is not None]
+    tops = [rows[index].sampling.logprobs or 0 for index in scored]
+    logprobs: tuple[Tensor, ...] = ()
+    if scored:
+        at = _ids(logits, scored)
+        logprobs = _logprobs(logits[at], tokens[at], max(tops))
+    doubts = None if unsure is None else _Doubts(Readback(unsure), logits, rows, candidates)
+    return Choices(tokens, Readback(tokens, finite, *logprobs), scored, tops, doubts)
+
+
+def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+    """`choose`, read at once; of any number of rows."""
+    return choose(logits, rows).read() if rows else []
 
 
 def accepted(choices: Sequence[Sampled], drafts: Sequence[int]) -> list[Sampled]:
@@ -92,15 +163,7 @@ def token_logprobs(
 
     logits: float32 [rows, vocabulary], raw
     """
-    logprobs = torch.log_softmax(logits, dim=-1)
-    ids = torch.tensor(tokens, dtype=torch.int64, device=logits.device)[:, None]
-    chosen = logprobs.gather(-1, ids).squeeze(-1).tolist()
-    values, indices = logprobs.topk(min(max(tops), logits.shape[-1]), dim=-1)
-    best = zip(indices.tolist(), values.tolist(), strict=True)
-    return [
-        TokenLogprobs(token, logprob, tuple(zip(ids[:top], values[:top], strict=True)))
-        for token, logprob, top, (ids, values) in zip(tokens, chosen, tops, best, strict=True)
-    ]
+    return _told(tokens, tops, *_logprobs(logits, _ids(logits, tokens), max(tops)))
 
 
 def uniform(seed: int, position: int) -> float:
@@ -109,19 +172,25 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest) >> 11) * 2.0**-53
 
 
-def _wanted_logprobs(
-    logits: Tensor, rows: Sequence[SampleRow], tokens: Sequence[int], finite: Sequence[bool]
-) -> dict[int, TokenLogprobs]:
-    tops = {
-        index: count
-        for index, row in enumerate(rows)
-        if (count := row.sampling.logprobs) is not None and finite[index]
-    }
-    if not tops:
-        return {}
-    wanted = list(tops)
-    found = token_logprobs(logits[wanted], [tokens[index] for index in wanted], list(tops.values()))
-    return dict(zip(wanted, found, strict=True))
+def _logprobs(logits: Tensor, tokens: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of each row's token, and of its `most` likeliest ones with their ids."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+    values, ids = logprobs.topk(min(most, logits.shape[-1]), dim=-1)
+    return chosen, values, ids
+
+
+def _told(
+    tokens: Sequence[int], tops: Sequence[int], chosen: Tensor, values: Tensor, ids: Tensor
+) -> list[TokenLogprobs]:
+    """What `_logprobs` found, of each row as many of the likeliest as are wanted."""
+    best = zip(ids.tolist(), values.tolist(), strict=True)
+    return [
+        TokenLogprobs(token, logprob, tuple(zip(ids[:top], values[:top], strict=True)))
+        for token, logprob, top, (ids, values) in zip(
+            tokens, chosen.tolist(), tops, best, strict=True
+        )
+    ]
 
 
 # ---- what changes the scores
@@ -140,13 +209,7 @@ def _adjust(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 def _is_adjusted(row: SampleRow) -> bool:
     sampling = row.sampling
-    return bool(
-        row.generated < sampling.min_tokens
-        or sampling.logit_bias
-        or sampling.repetition_penalty != 1
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-    )
+    return bool(row.generated < sampling.min_tokens or sampling.logit_bias or sampling.looks_back)
 
 
 def _adjust_row(scores: Tensor, row: SampleRow) -> None:
@@ -155,9 +218,10 @@ def _adjust_row(scores: Tensor, row: SampleRow) -> None:
     if row.generated < sampling.min_tokens:
         ends = set(sampling.stop_token_ids)
         ends.update(() if sampling.ignore_eos else row.eos_token_ids)
-        scores[list(ends)] = float("-inf")
+        scores.index_fill_(0, _ids(scores, list(ends)), float("-inf"))
     if sampling.logit_bias:
-        scores[list(sampling.logit_bias)] += scores.new_tensor(list(sampling.logit_bias.values()))
+        ids = _ids(scores, list(sampling.logit_bias))
+        scores.index_add_(0, ids, _floats(scores, list(sampling.logit_bias.values())))
     if sampling.repetition_penalty != 1:
         seen = list(set(row.tokens))
         old = scores[seen]
@@ -172,21 +236,26 @@ def _adjust_row(scores: Tensor, row: SampleRow) -> None:
 # ---- the choice
 
 
-def _choose(scores: Tensor, rows: Sequence[SampleRow]) -> tuple[list[int], list[bool]]:
-    """Each row's token, and whether its largest score is finite."""
+def _choose(
+    scores: Tensor, rows: Sequence[SampleRow], candidates: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Each row's token, whether its largest score is finite, and whether its draw is unsure."""
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     if not drawn:
         tokens, maxima = _largest(scores)
-    else:
-        maxima = scores.amax(dim=-1)
-        if len(drawn) == len(rows):
-            tokens = _draw(scores, maxima, rows)
-        else:
-            tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
-            largest = [index for index, row in enumerate(rows) if row.sampling.temperature <= 0]
-            tokens[largest], _ = _largest(scores[largest])
-            tokens[drawn] = _draw(scores[drawn], maxima[drawn], [rows[index] for index in drawn])
-    return tokens.tolist(), maxima.isfinite().tolist()
+        return tokens, maxima.isfinite(), None
+    maxima = scores.amax(dim=-1)
+    if len(drawn) == len(rows):
+        tokens, unsure = _draw(scores, maxima, rows, candidates)
+        return tokens, maxima.isfinite(), unsure
+    at = _ids(scores, drawn)
+    largest = _ids(scores, [i for i, row in enumerate(rows) if row.sampling.temperature <= 0])
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
+    tokens[largest], _ = _largest(scores[largest])
+    tokens[at], unsure = _draw(scores[at], maxima[at], [rows[index] for index in drawn], candidates)
+    if unsure is not None:
+        unsure = torch.zeros_like(tokens, dtype=torch.bool).index_copy_(0, at, unsure)
+    return tokens, maxima.isfinite(), unsure
 
 
 def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,14 +275,16 @@ def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(last > maxima, whole + index, tokens), maxima.maximum(last)
 
 
-def _draw(scores: Tensor, maxima: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+def _draw(
+    scores: Tensor, maxima: Tensor, rows: Sequence[SampleRow], candidates: int
+) -> tuple[Tensor, Tensor | None]:
     """Draws each row's token from its truncated distribution.
 
-    scores: [rows, vocabulary]   maxima: of each row   Returns int64 [rows].
+    scores: [rows, vocabulary]   maxima: of each row   Returns int64 [rows], and which are unsure.
     """
     settings = [row.sampling for row in rows]
-    draws = [uniform(row.seed, len(row.tokens)) for row in rows]
-    uniforms = torch.tensor(draws, dtype=torch.float64, device=scores.device)[:, None]
+    draws = [uniform(row.seed, row.position) for row in rows]
+    uniforms = _floats(scores, draws, torch.float64)[:, None]
     # The largest weight of a row is 1, so that min-p is a plain threshold.
     weights = F.pad(scores, (0, -scores.shape[-1] % _BLOCK), value=float("-inf"))
     weights.sub_(maxima[:, None])
@@ -222,20 +293,24 @@ def _draw(scores: Tensor, maxima: Tensor, rows: Sequence[SampleRow]) -> Tensor:
         weights.masked_fill_(weights < _column(scores, [s.min_p for s in settings]), 0.0)
     ranked = [index for index, s in enumerate(settings) if s.top_k > 0 or s.top_p < 1]
     if len(ranked) == len(rows):
-        return _draw_ranked(weights, uniforms, settings)
+        return _draw_ranked(weights, uniforms, settings, candidates)
     tokens = _pick_of_many(weights, uniforms)
-    if ranked:
-        truncated = [settings[index] for index in ranked]
-        tokens[ranked] = _draw_ranked(weights[ranked], uniforms[ranked], truncated)
-    return tokens
+    if not ranked:
+        return tokens, None
+    at, truncated = _ids(scores, ranked), [settings[index] for index in ranked]
+    tokens[at], unsure = _draw_ranked(weights[at], uniforms[at], truncated, candidates)
+    if unsure is not None:
+        unsure = torch.zeros_like(tokens, dtype=torch.bool).index_copy_(0, at, unsure)
+    return tokens, unsure
 
 
 def _draw_ranked(
-    weights: Tensor, uniforms: Tensor, settings: Sequence[Sampling], candidates: int = _CANDIDATES
-) -> Tensor:
+    weights: Tensor, uniforms: Tensor, settings: Sequence[Sampling], candidates: int
+) -> tuple[Tensor, Tensor | None]:
     """Draws where top-k or top-p end the distribution, looking at the likeliest `candidates`.
 
-    weights: [rows, vocabulary] unnormalised   uniforms: float64 [rows, 1]   Returns int64 [rows].
+    weights: [rows, vocabulary] unnormalised   uniforms: float64 [rows, 1]
+    Returns int64 [rows], and for which rows more candidates may belong to the distribution.
     """
     everything = weights.shape[-1]
     ranked, ids = _rank(weights, candidates)
@@ -246,19 +321,14 @@ def _draw_ranked(
     total = torch.where(
         last_rank < everything, reached[:, -1:], weights.sum(dim=-1, keepdim=True).double()
     )
-    top_p = torch.tensor([s.top_p for s in settings], dtype=torch.float64, device=weights.device)
+    top_p = _floats(weights, [s.top_p for s in settings], torch.float64)
     ranked.masked_fill_(reached - ranked >= total * top_p[:, None], 0.0)
     tokens = ids.gather(-1, _pick(ranked, uniforms)[:, None]).squeeze(-1)
     if candidates >= everything:
-        return tokens
+        return tokens, None
     # Where the cut is not clearly above the last candidate, more candidates or ties may belong.
     smallest = torch.where(ranked > 0, ranked, float("inf")).amin(dim=-1)
-    unsure = (smallest <= boundary).nonzero().squeeze(-1).tolist()
-    if unsure:
-        tokens[unsure] = _draw_ranked(
-            weights[unsure], uniforms[unsure], [settings[i] for i in unsure], candidates * 16
-        )
-    return tokens
+    return tokens, smallest <= boundary
 
 
 def _rank(weights: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
@@ -295,4 +365,12 @@ def _pick(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def _column(like: Tensor, values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+    return _floats(like, values)[:, None]
+
+
+def _floats(like: Tensor, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
+
+
+def _ids(like: Tensor, values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(like.device, non_blocking=True)

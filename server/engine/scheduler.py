@@ -8,6 +8,7 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 
@@ -18,6 +19,7 @@ from weft.server.engine.fairness import FairQueue
 from weft.server.engine.finish import FinishRules
 from weft.server.engine.gate import AdapterGate
 from weft.server.engine.limits import Limits
+from weft.server.engine.lookahead import Lookahead
 from weft.server.engine.messages import Generate
 from weft.server.engine.page_tables import PageTables
 from weft.server.engine.prefix_cache import PrefixRoot
@@ -36,6 +38,7 @@ class Scheduler:
     """Continuous batching over paged KV for many tenants and many adapters.
 
     In turn: `make_way`, `plan`, the model, `commit`; `add`, `abort` and `fail` between any two.
+    While the model computes, `follow` may plan the next step, which then takes the place of `plan`.
     Each child of a request ends exactly once, whatever happens, and is then in `ended`, which
     whoever tells of it empties.
     """
@@ -52,7 +55,9 @@ class Scheduler:
         self.tables = PageTables(limits.num_pages, limits.page_size, prefix_root)
         self.drafting = Drafting(limits, self.tables, clock)
         self.preemptions = 0
+        self._refusal = partial(refusal, limits=limits, tables=self.tables)
         self._finish = FinishRules(limits.eos_token_ids, limits.max_model_len)
+        self._lookahead = Lookahead(self.tables, self.drafting, self._finish)
         self._clock = clock
         self._gate = AdapterGate(residency, limits.patience, clock)
         self._queue = FairQueue()
@@ -185,6 +190,16 @@ class Scheduler:
         rows = prefills + self.drafting.extend(decodes, alone=not prefills)
         return StepPlan(tuple(sorted(rows, key=attrgetter("order"))))
 
+    def follow(self, plan: StepPlan) -> StepPlan:
+        """The step after `plan`, which runs, as far as it does not depend on its tokens.
+
+        Empty where it does, or where `plan` could let others in; see Lookahead.
+        """
+        self._settle_adapters()
+        if self._queue and any(map(self._claims().lets_in, self._queue.firsts())):
+            return StepPlan(())
+        return self._lookahead.after(plan, self.running, others_wait=bool(self._queue))
+
     def commit(self, plan: StepPlan, runs: Items[Items[int]]) -> list[int]:
         """Records a step: `runs` holds the next tokens of each of `plan.sampling`, in order.
 
@@ -217,9 +232,10 @@ class Scheduler:
         return Claims(self._running, self.limits.max_num_seqs, self.tables, self._queue.served)
 
     def _decodes(self) -> list[Scheduled]:
-        ready = [seq for seq in tuple(self._running) if self._can_decode(seq)]
-        # A later one's growth may have preempted an earlier one of another tenant.
-        return [self._schedule(seq, 1) for seq in ready if seq.status is Status.RUNNING]
+        # One's growth may have preempted a later one, or an earlier one of another tenant.
+        running = (seq for seq in tuple(self._running) if seq.status is Status.RUNNING)
+        grown = [seq for seq in running if seq.remaining == 1 and self._grow(seq)]
+        return [self._schedule(seq, 1) for seq in grown if seq.status is Status.RUNNING]
 
     def _prefills(self, budget: int, *, paced: bool) -> list[Scheduled]:
         """paced: whether paces count, so that all paced sequences together have one chunk."""
@@ -246,10 +262,6 @@ class Scheduler:
                 budget -= count
         return rows
 
-    def _can_decode(self, seq: Sequence) -> bool:
-        """Asked in the order of arrival: an earlier one's growth may have preempted `seq`."""
-        return seq.status is Status.RUNNING and seq.remaining == 1 and self._grow(seq)
-
     def _schedule(self, seq: Sequence, count: int) -> Scheduled:
         stop = seq.computed + count
         self._queue.charge(seq, stop)
@@ -264,8 +276,7 @@ class Scheduler:
         # What lies behind is of drafts that were wrong, and is computed again.
         computed = item.stop - len(item.drafts) + max(count - 1, 0)
         self._queue.charge(seq, computed)
-        seq.computed = computed
-        seq.uncopied = 0
+        seq.computed, seq.uncopied = computed, 0
         self.tables.publish(seq)
         if item.start < seq.lead + seq.prompt_len <= seq.computed:
             self._start(s for s in self._requests[seq.request.id] if s.status is Status.HELD)
@@ -306,15 +317,9 @@ class Scheduler:
             return False
         if seq.computed < seq.saved:
             self._gate.be_patient()
-        if seq.preemptions:
-            again = max(seq.charged - seq.computed, self.limits.page_size)
-            seq.keeps_until = seq.generated + again
-        if seq.queue_seconds is None:
-            seq.queue_seconds = self._clock() - seq.arrived
-            seq.cached_tokens = max(seq.computed - seq.lead, 0)
         self._queue.remove(seq)
         seq.shares = self._gate.shares(seq)
-        seq.status = Status.RUNNING
+        seq.begin(self._clock(), self.limits.page_size)
         insort(self._running, seq, key=_arrival)
         return True
 
@@ -384,11 +389,6 @@ class Scheduler:
             siblings = self._requests.get(request_id, [])
             if all(s.status is Status.HELD for s in siblings):
                 self._start(siblings[:1])
-
-    # ---- what holds
-
-    def _refusal(self, request: Generate, lead: int) -> str | None:
-        return refusal(request, lead, self.limits, self.tables)
 
     def check(self) -> tuple[str, ...]:
         """The broken invariants; empty when sound."""

@@ -147,6 +147,16 @@ class Sequence:
             start = last_occurrence(self.request.prompt, traits.invocation)
             self.base_until = sys.maxsize if start is None else self.lead + start
 
+    def begin(self, now: float, page_size: int) -> None:
+        """It has pages, and runs from now on; seconds by the scheduler's clock."""
+        if self.preemptions:
+            again = max(self.charged - self.computed, page_size)
+            self.keeps_until = self.generated + again
+        if self.queue_seconds is None:
+            self.queue_seconds = now - self.arrived
+            self.cached_tokens = max(self.computed - self.lead, 0)
+        self.status = Status.RUNNING
+
     def let_go(self) -> None:
         """Forgets what it held; its tokens stay."""
         self.status = Status.HELD

@@ -62,9 +62,13 @@ class Scheduled:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step's work: base rows first, then by adapters. Empty: nothing to do."""
+    """One step's work: base rows first, then by adapters. Empty: nothing to do.
+
+    is_ahead: whether it was planned while the step before it ran, whose tokens its rows are
+    """
 
     items: tuple[Scheduled, ...]
+    is_ahead: bool = False
 
     @property
     def rows(self) -> int:

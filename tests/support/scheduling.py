@@ -4,7 +4,8 @@ The model writes into each KV cell what a real one's KV depends on: tenant, adap
 up to that position. Whatever a row attends to must be there.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from random import Random
 
 from fake_residency import FakeResidency
@@ -15,7 +16,7 @@ from weft.server.engine.limits import Limits
 from weft.server.engine.messages import Generate, Sampling
 from weft.server.engine.prefix_cache import PrefixRoot
 from weft.server.engine.scheduler import Scheduler
-from weft.server.engine.sequence import Finish, Sequence
+from weft.server.engine.sequence import Finish, Sequence, Status
 from weft.server.engine.step_plan import Scheduled, StepPlan
 
 EOS = 0
@@ -85,10 +86,26 @@ def never_eos(seq: Sequence) -> int:
     return len(seq.tokens)
 
 
+@dataclass(frozen=True)
+class _Computed:
+    """A step whose tokens the model has chosen: `runs` of each sequence that samples."""
+
+    plan: StepPlan
+    runs: dict[Sequence, list[int]]
+
+    def of_those_that_run(self) -> "_Computed":
+        running = (item for item in self.plan.items if item.seq.status is Status.RUNNING)
+        return _Computed(StepPlan(tuple(running), self.plan.is_ahead), self.runs)
+
+
 class World:
     """Steps a scheduler and asserts, in each step, all that must hold.
 
-    ended: how each child (request id, index) ended   trace: what each step computed
+    Where it looks ahead, a step is computed before the tokens of the one before it are committed,
+    as far as the scheduler plans it; what is committed then is what is still wanted of it.
+
+    steps_ahead: how many of these there were   ended: how each child (request id, index) ended
+    trace: what each step computed
     """
 
     def __init__(
@@ -99,6 +116,7 @@ class World:
         root: PrefixRoot | None = ROOT,
         next_token: Callable[[Sequence], int] = never_eos,
         step_seconds: Callable[[StepPlan], float] = lambda plan: 0.0,
+        looks_ahead: bool = False,
     ) -> None:
         self.clock = Clock()
         self.residency = residency or FakeResidency(0, 0, {})
@@ -109,6 +127,9 @@ class World:
         self.trace: list[tuple[tuple[str, int, int, int], ...]] = []
         self._next_token = next_token
         self._step_seconds = step_seconds
+        self._looks_ahead = looks_ahead
+        self._ahead = _Computed(StepPlan(()), {})
+        self.steps_ahead = 0
         self._cells: dict[tuple[int, int], int] = {}
         self._prefixes: dict[Sequence, list[int]] = {}
 
@@ -117,16 +138,20 @@ class World:
         self.clock.now += seconds
         self.scheduler.make_way()
         self.residency.pump()
-        plan = self.scheduler.plan()
-        self._check_plan(plan)
-        self._compute(plan)
+        computed = self._ahead if self._ahead.plan else self._computed(self.scheduler.plan(), {})
+        self._ahead = _Computed(StepPlan(()), {})
+        if self._looks_ahead and computed.plan:
+            following = self.scheduler.follow(computed.plan)
+            self._ahead = self._computed(following, computed.runs)
+        plan = computed.plan
         self.clock.now += self._step_seconds(plan)
-        runs = [self._sample(item) for item in plan.sampling]
+        runs = [computed.runs[item.seq] for item in plan.sampling]
         generated = [item.seq.generated for item in plan.sampling]
         taken = self.scheduler.commit(plan, runs)
         for item, run, before, count in zip(plan.sampling, runs, generated, taken, strict=True):
             assert item.seq.generated == before + count
             assert item.seq.tokens[item.seq.prompt_len + before :] == run[:count]
+        self._ahead = self._ahead.of_those_that_run()
         self.trace.append(
             tuple((i.seq.request.id, i.seq.index, i.start, i.count) for i in plan.items)
         )
@@ -174,6 +199,22 @@ class World:
         """Children that have not ended."""
         return self.scheduler.running + self.scheduler.waiting
 
+    def _computed(self, plan: StepPlan, before: Mapping[Sequence, list[int]]) -> "_Computed":
+        """The step by the model; before: tokens that are not committed yet, each the row of one."""
+        unread = {item.seq: before[item.seq] if plan.is_ahead else [] for item in plan.items}
+        self.steps_ahead += bool(plan) and plan.is_ahead
+        for seq, tokens in unread.items():
+            seq.tokens += tokens
+        try:
+            self._check_plan(plan)
+            self._compute(plan)
+            runs = {item.seq: self._sample(item) for item in plan.sampling}
+        finally:
+            for seq, tokens in unread.items():
+                del seq.tokens[len(seq.tokens) - len(tokens) :]
+                del self._prefixes.get(seq, [])[seq.length :]
+        return _Computed(plan, runs)
+
     def _check_plan(self, plan: StepPlan) -> None:
         config = self.scheduler.limits
         refs = [[share.ref for share in item.shares] for item in plan.items]
@@ -184,7 +225,7 @@ class World:
         for item in plan.items:
             seq = item.seq
             assert item.count > 0
-            assert item.start == seq.computed
+            assert item.start == (seq.length - 1 if plan.is_ahead else seq.computed)
             known = item.stop - len(item.drafts)
             assert item.samples == (known == seq.length and seq.sampling.max_tokens > 0)
             assert not item.drafts or (item.samples and known - item.start == 1)

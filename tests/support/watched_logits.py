@@ -35,16 +35,17 @@ class WatchedLogits:
         """What it computed. A draft that does not stand is heard again by what took its place."""
         rows = iter(logits[list(batch.sampling)])
         for item in self._plans.pop(batch).sampling:
+            first = item.plain.stop - item.seq.lead - item.seq.prompt_len
             for draft in range(1 + len(item.drafts)):
-                self._rows[item.seq.request.id][item.seq.generated + draft] = next(rows)
+                self._rows[item.seq.request.id][first + draft] = next(rows)
 
 
 @dataclass(frozen=True, eq=False)
 class _WatchedModel(ModelHost):
     watched: WatchedLogits
 
-    def build(self, plan: StepPlan) -> StepBatch:
-        batch = super().build(plan)
+    def build(self, plan: StepPlan, ids: Tensor | None = None) -> StepBatch:
+        batch = super().build(plan, ids)
         self.watched.begin(plan, batch)
         return batch
 

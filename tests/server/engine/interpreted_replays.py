@@ -30,7 +30,7 @@ def kernels() -> Iterator[None]:
 
 def test_replays_answer_as_peft_while_rows_and_adapters_come_and_go(tmp_path: Path) -> None:
     tape = Tape()
-    assert_replays_answer_as_peft(tmp_path, "llama", tape, SMALL, **ROOM)
+    assert_replays_answer_as_peft(tmp_path, "llama", tape, SMALL, async_scheduling=True, **ROOM)
     assert tape.captures == 9
     assert tape.replays > 5
 

@@ -3,124 +3,33 @@
 Drafts are made in any number, found in the text or foretold, most of them right or most wrong.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from all_requests import FEW_WORDS, Told, adapters, asked, assert_same_told, bring_in, told
 from drafts import foretell, make_reckless
-from engines import TENANT, greedy, load, run, store_of, tiny_engine
-from every_method import BEGINNING, INVOCATION
-from exactness import TOLERANCE, Oracle, answers_of, assert_same, prompts, token_bytes
-from peft_adapters import save_lora
-from peft_prompts import save_prompt
-from tiny_models import ARCHITECTURES, EOS_TOKEN_ID
+from engines import greedy, run, tiny_engine
+from exactness import Oracle, answers_of, assert_same, prompts, token_bytes
+from tiny_models import ARCHITECTURES
 
-from weft.adapters.blend import BASE, Blend, Part, alone
 from weft.server.engine.batch import StepBatch
 from weft.server.engine.engine import Engine
 from weft.server.engine.forward import Forward
 from weft.server.engine.messages import (
     EngineConfig,
-    Event,
     Generate,
-    Loaded,
-    Sampling,
-    TokenLogprobs,
-    Tokens,
 )
 from weft.server.engine.model import ModelHost
 
-REQUESTS = 24
 MAX_MODEL_LEN = 96
 SMALL: dict[str, Any] = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": 6}
-FEW_WORDS = dict.fromkeys((30, 31, 32), 9.0)  # so that an answer repeats itself, now and then
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {"prefix_caching": False},
     "chunked and cached": {"max_num_batched_tokens": 20},
     "preempted": {"page_size": 2, "pages": 2 * MAX_MODEL_LEN},
 }
-
-
-@dataclass
-class Told:
-    """All that was said of one child."""
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    end: tuple[Any, ...] = ()
-
-
-def told(events: list[Event]) -> dict[tuple[str, int], Told]:
-    children: dict[tuple[str, int], Told] = {}
-    for event in events:
-        if isinstance(event, Tokens):
-            child = children.setdefault((event.id, event.index), Told())
-            assert not child.end
-            child.tokens += event.tokens
-            child.logprobs += event.logprobs
-            if event.finish:
-                child.end = (event.finish, event.stop_token, event.error, event.computed_tokens)
-    return children
-
-
-def adapters(folder: Path, arch: str) -> list[Blend]:
-    """The base, and one of each kind that treats some rows otherwise than others."""
-    targets = {"target_modules": ["q_proj", "up_proj"]}
-    made = [
-        save_lora(folder / "lora", arch, seed=1, r=4, target_modules=["q_proj", "down_proj"]),
-        save_lora(
-            folder / "alora", arch, seed=2, r=3, alora_invocation_tokens=list(INVOCATION), **targets
-        ),
-        save_prompt(folder / "prefix", arch, "PREFIX_TUNING", 7, seed=3),
-        save_prompt(folder / "prompt", arch, "PROMPT_TUNING", 5, seed=4),
-    ]
-    lora, *others = (store_of(folder).put(path) for path in made)
-    return [BASE, alone(lora), *map(alone, others), (Part(lora, 0.5), Part(others[2], 1.0))]
-
-
-def asked(random: Random, blends: list[Blend]) -> list[Generate]:
-    """Requests of all kinds; prompts of few different tokens, some of which begin alike."""
-    requests = []
-    for number in range(REQUESTS):
-        start = random.choice([(), BEGINNING, BEGINNING[:-1]])
-        prompt = (*start, *random.choices(range(20, 26), k=random.randint(1, 25)))
-        requests.append(
-            Generate(
-                id=str(number),
-                tenant=TENANT,
-                prompt=prompt,
-                blend=random.choice(blends),
-                n=random.choice([1, 1, 1, 3]),
-                sampling=sampling(random),
-            )
-        )
-    return requests
-
-
-def sampling(random: Random) -> Sampling:
-    def some(value: Any, otherwise: Any) -> Any:
-        return value if random.random() < 0.3 else otherwise
-
-    max_tokens = random.choice([1, 2, 9, 30, 200])
-    return Sampling(
-        max_tokens=max_tokens,
-        min_tokens=some(min(5, max_tokens), 0),
-        temperature=random.choice([0.0, 0.0, 0.3, 1.2]),
-        top_p=some(0.8, 1.0),
-        top_k=some(20, 0),
-        min_p=some(0.05, 0.0),
-        presence_penalty=some(0.7, 0.0),
-        frequency_penalty=some(-0.4, 0.0),
-        repetition_penalty=some(1.3, 1.0),
-        logit_bias=random.choice([{}, {EOS_TOKEN_ID: 4.0}, FEW_WORDS, FEW_WORDS]),
-        seed=random.randrange(99),
-        stop_token_ids=some(tuple(range(100, 140)), ()),
-        ignore_eos=some(True, False),
-        logprobs=random.choice([None, 0, 3]),
-        prompt_logprobs=some(1, None),
-    )
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -152,27 +61,6 @@ def test_drafts_change_no_answer(
             assert drafted - 20 > accepted > 20
         assert (engine.scheduler.preemptions > 0) == (settings == "preempted")
         assert (engine.scheduler.tables.prefix_hits > 0) == config.get("prefix_caching", True)
-
-
-def bring_in(engine: Engine, requests: list[Generate]) -> None:
-    """Loads all adapters, so that who runs beside whom does not depend on when one arrives."""
-    for digest in sorted({part.digest for request in requests for part in request.blend}):
-        assert isinstance(load(engine, digest), Loaded)
-
-
-def assert_same_told(events: list[Event], expected: dict[tuple[str, int], Told]) -> None:
-    found = told(events)
-    assert found.keys() == expected.keys()
-    for child, wanted in expected.items():
-        got = found[child]
-        assert (got.tokens, got.end) == (wanted.tokens, wanted.end), child
-        assert len(got.logprobs) == len(wanted.logprobs)
-        for one, other in zip(got.logprobs, wanted.logprobs, strict=True):
-            assert one.token == other.token
-            assert one.logprob == pytest.approx(other.logprob, abs=TOLERANCE)
-            assert [p for _, p in one.top] == pytest.approx(
-                [p for _, p in other.top], abs=TOLERANCE
-            )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

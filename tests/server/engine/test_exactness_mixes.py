@@ -41,6 +41,7 @@ class Way:
     preempted: bool = False
     evicted: bool = False
     compiled: bool = False
+    ahead: bool = False
 
     def settings(self, arch: str) -> dict[str, Any]:
         settings: dict[str, Any] = {
@@ -51,6 +52,7 @@ class Way:
             "patience": 0.02,
             "adapter_memory": (3 << 18) if self.evicted else (64 << 20),
             "compile": self.compiled,
+            "async_scheduling": self.ahead,
         }
         if self.preempted:
             settings |= {"page_size": 2, "kv_cache_memory": 120 * token_bytes(arch)}
@@ -58,10 +60,10 @@ class Way:
 
 
 WAYS = (
-    Way(cached=True),
-    Way(chunked=True, evicted=True),
+    Way(cached=True, ahead=True),
+    Way(chunked=True, evicted=True, ahead=True),
     Way(chunked=True, cached=True, preempted=True),
-    Way(preempted=True),
+    Way(preempted=True, ahead=True),
 )
 COMPILED = {"gemma2": (Way(chunked=True, compiled=True),), "gpt2": (Way(compiled=True),)}
 """Compiling takes as long as all the rest."""

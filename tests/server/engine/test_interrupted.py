@@ -18,7 +18,9 @@ from weft.server.engine import (
     fairness,
     finish,
     gate,
+    launcher,
     loads,
+    lookahead,
     outbox,
     page_tables,
     pages,
@@ -42,8 +44,8 @@ WATCHED = {
     str(module.__file__)
     for module in (
         *(extents, places, pool, residency),
-        *(claims, drafting, fairness, finish, gate, loads, outbox, page_tables, pages),
-        *(prefix_cache, refusal, scheduler, sequence),
+        *(claims, drafting, fairness, finish, gate, launcher, loads, lookahead, outbox),
+        *(page_tables, pages, prefix_cache, refusal, scheduler, sequence),
     )
 }
 RECOVERS = {"handle", "step", "take_events", "__init__"}
@@ -84,9 +86,10 @@ class RaisesAt:
         return self._line
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
+@pytest.fixture(params=[False, True], ids=["in turn", "ahead"])
+def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     small = {"max_num_batched_tokens": 8, "max_num_seqs": 3, "adapter_memory": ROOM}
+    small["async_scheduling"] = request.param
     memory = 32 * token_bytes("llama")
     small |= {"kv_cache_memory": memory, "max_model_len": 16}
     with tiny_engine(tmp_path, clock=standing, speculation="ngram", **small) as engine:

@@ -83,6 +83,7 @@ def _lines(frame: FrameType | None) -> Iterator[tuple[str, int]]:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     small = {"max_num_batched_tokens": 8, "max_num_seqs": 8, "adapter_memory": ROOM}
+    small["async_scheduling"] = True
     with tiny_engine(tmp_path, clock=standing, **small) as engine:
         yield engine
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from weft.server.engine.messages import Sampling
-from weft.server.engine.sampling import SampleRow, sample, token_logprobs, uniform
+from weft.server.engine.sampling import SampleRow, choose, sample, token_logprobs, uniform
 
 EOS = (2, 3)
 
@@ -241,6 +241,41 @@ def test_greedy_takes_the_largest_and_leaves_the_logits_alone() -> None:
     expected[2] = 3
     assert tokens_of(logits, rows) == expected
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_what_is_on_the_device_is_always_of_the_vocabulary(poison: float) -> None:
+    logits = random_logits(3, 601)
+    logits[1] = poison
+    rows = [row(seed=seed, temperature=0.5 * seed) for seed in range(3)]
+    tokens = choose(logits, rows).tokens.tolist()
+    assert all(0 <= token < 601 for token in tokens)
+    assert [tokens[0], tokens[2]] == [tokens_of(logits, rows)[index] for index in (0, 2)]
+
+
+def test_only_tokens_that_were_drawn_again_are_not_what_is_on_the_device() -> None:
+    logits = random_logits(200, 3000)
+    rows = [row(seed=seed, top_p=0.9, temperature=5.0 * (seed % 2)) for seed in range(200)]
+    choices = choose(logits, rows)
+    sampled = choices.read()
+    foreseen = [
+        choice.token == token for choice, token in zip(sampled, choices.tokens, strict=True)
+    ]
+    assert foreseen == [choice.foreseen for choice in sampled]
+    assert all(foreseen[::2])
+    assert sum(foreseen[1::2]) < 50
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(sample_rows, min_size=1, max_size=4), st.integers(0, 1000), st.integers(1, 3))
+def test_tokens_that_the_host_does_not_know_count_and_need_not_be_known(
+    rows: list[SampleRow], seed: int, unread: int
+) -> None:
+    rows = [each for each in rows if not each.sampling.looks_back]
+    logits = random_logits(len(rows), 600, seed)
+    known = [replace(each, tokens=(*each.tokens, *range(unread))) for each in rows]
+    unknown = [replace(each, unread=unread) for each in rows]
+    assert sample(logits, known) == sample(logits, unknown)
 
 
 def test_no_rows_give_no_tokens() -> None:

@@ -96,6 +96,7 @@ class Simulation:
             root=root,
             next_token=self._next_token,
             step_seconds=lambda plan: 0.01 + 1e-5 * plan.rows,
+            looks_ahead=seed // 3 % 2 == 0,
         )
         self.asked: dict[tuple[str, int], Asked] = {}
 
@@ -220,6 +221,7 @@ def test_the_lives_are_hard_enough() -> None:
     assert sum(world.scheduler.tables.prefix_hits for world in worlds) > 5000
     drafting = [world.scheduler.drafting for world in worlds]
     assert sum(d.drafted for d in drafting) - 200 > sum(d.accepted for d in drafting) > 200
+    assert sum(world.steps_ahead for world in worlds) > 500
     reasons = {(f.reason, f.error) for world in worlds for f in world.ended.values()}
     assert reasons == {
         ("stop", None),
