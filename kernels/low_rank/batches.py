@@ -20,12 +20,12 @@ Place = tuple[int, int, int]
 class Batch(NamedTuple):
     """Rows of owners that follow each other, equally many of each, and where their pairs lie.
 
-    rows: of all owners   count: of the owners   first: the first one's place, None without a pair
+    rows: of all owners   owners: how many   first: the first one's place, None without a pair
     steps: from one owner's `a` to the next one's, and the same of `b`, in elements
     """
 
     rows: int
-    count: int
+    owners: int
     first: Place | None
     steps: tuple[int, int] = (0, 0)
 

@@ -79,10 +79,10 @@ def _add_batch(
     a, b = table.factors(batch)
     if a.dtype != sums.dtype:
         a, b = a.to(sums.dtype), b.to(sums.dtype)
-    if batch.count == 1:
+    if batch.owners == 1:
         sums.addmm_(shrink(inputs, a), b)
     else:
-        owners = batch.count, batch.rows // batch.count
+        owners = batch.owners, batch.rows // batch.owners
         inputs = inputs.view(*owners, *inputs.shape[1:])
         sums.view(*owners, -1).baddbmm_(shrink(inputs, a), b)
 

@@ -133,7 +133,7 @@ class LowRankTable:
 
     def factors(self, batch: Batch) -> Factors:
         """The pairs of a batch that has any, as matmul takes them."""
-        key = batch.first, batch.count, batch.steps
+        key = batch.first, batch.owners, batch.steps
         found = self._factors.get(key)
         if found is None:
             found = self._views(batch)
@@ -152,9 +152,9 @@ class LowRankTable:
     def _views(self, batch: Batch) -> Factors:
         assert batch.first is not None
         (at_a, at_b, rank), (step_a, step_b) = batch.first, batch.steps
-        a = self._view(at_a, step_a, batch.count, rank, self.in_features)
-        b = self._view(at_b, step_b, batch.count, rank, self.out_features)
-        return (a.mT, b) if batch.count > 1 else (a[0].T, b[0])
+        a = self._view(at_a, step_a, batch.owners, rank, self.in_features)
+        b = self._view(at_b, step_b, batch.owners, rank, self.out_features)
+        return (a.mT, b) if batch.owners > 1 else (a[0].T, b[0])
 
     def _view(self, offset: int, step: int, count: int, rank: int, width: int) -> Tensor:
         """[count, rank, width]"""

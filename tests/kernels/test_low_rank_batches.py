@@ -31,9 +31,9 @@ def test_batches_are_all_owners_in_order_each_at_its_place(
     seen: list[Place | None] = []
     rows: list[int] = []
     for batch in batches(places, sizes, IN):
-        seen += [_place(batch, index) for index in range(batch.count)]
-        rows += [batch.rows // batch.count] * batch.count
-        assert batch.count == 1 or (batch.first is not None and min(batch.steps) > 0)
+        seen += [_place(batch, index) for index in range(batch.owners)]
+        rows += [batch.rows // batch.owners] * batch.owners
+        assert batch.owners == 1 or (batch.first is not None and min(batch.steps) > 0)
     assert (seen, rows) == (places, sizes)
 
 
@@ -56,7 +56,7 @@ def _place(batch: Batch, index: int) -> Place | None:
 def test_pairs_at_even_distances_are_one_batch(where: list[int], counts: list[int]) -> None:
     table = _table(where)
     owners = tuple((slot, 0) for slot in range(OWNERS))
-    assert [batch.count for batch in table.batches(owners, (1,) * OWNERS)] == counts
+    assert [batch.owners for batch in table.batches(owners, (1,) * OWNERS)] == counts
 
 
 def test_owners_of_other_ranks_or_with_more_rows_are_apart() -> None:
@@ -64,14 +64,14 @@ def test_owners_of_other_ranks_or_with_more_rows_are_apart() -> None:
     table.set(2, 2 * EACH, 2 * EACH + RANK * IN, RANK - 1)
     owners = tuple((slot, 0) for slot in range(OWNERS))
     found = table.batches(owners, (1, 1, 1, 1, 2, 2))
-    assert [(batch.count, batch.rows) for batch in found] == [(2, 2), (1, 1), (1, 1), (2, 4)]
+    assert [(batch.owners, batch.rows) for batch in found] == [(2, 2), (1, 1), (1, 1), (2, 4)]
 
 
 def test_products_that_torch_computes_otherwise_in_batches_stay_apart() -> None:
     even = [(0, 0, 1), (1, 1, 1), (2, 2, 1)]
-    assert [batch.count for batch in batches(even, (1, 1, 1), 399)] == [1, 1, 1]
-    assert [batch.count for batch in batches(even, (1, 1, 1), 400)] == [3]
-    assert [batch.count for batch in batches(even, (2, 2, 2), 200)] == [3]
+    assert [batch.owners for batch in batches(even, (1, 1, 1), 399)] == [1, 1, 1]
+    assert [batch.owners for batch in batches(even, (1, 1, 1), 400)] == [3]
+    assert [batch.owners for batch in batches(even, (2, 2, 2), 200)] == [3]
 
 
 def test_a_pair_that_moved_is_found_where_it_is_now() -> None:
