@@ -1,8 +1,9 @@
 """Which pairs of a module are multiplied in one call: those at even distances in the arena.
 
 A batched product reads its matrices where they lie if each begins as far from the one before as all
-others do, which two of one rank always do. It computes each with the bits of a product of its own,
-costs one call for all, and has the processor's cores share them (benchmarks/LOG.md).
+others do, as two of one rank do. It costs one call for all, and the processor's cores share them
+(benchmarks/LOG.md). Each comes out with the bits of a product of its own, unless it is so small
+that torch computes it with another loop; those stay apart.
 """
 
 from collections.abc import Iterator, Sequence
