@@ -134,11 +134,6 @@ def choose(logits: Tensor, rows: Sequence[SampleRow], candidates: int = _CANDIDA
     return Choices(tokens, Readback(tokens, finite, *logprobs), scored, tops, doubts)
 
 
-def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
-    """`choose`, read at once; of any number of rows."""
-    return choose(logits, rows).read() if rows else []
-
-
 def accepted(choices: Sequence[Sampled], drafts: Sequence[int]) -> list[Sampled]:
     """Of a row's choice and those of its drafts' rows the ones that stand: the first always.
 

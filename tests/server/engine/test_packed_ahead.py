@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from stored_models import load_stored
 from tiny_models import tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from weft.server.engine import half_weight, hardware, weights
+from weft.server.engine import half_weight, hardware
 from weft.server.engine.packed_ahead import PackedAhead, Weight, likely_weights
 from weft.server.engine.packed_linear import PackedLinear, begin_packing
 
@@ -34,17 +35,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     tiny_model(request.param).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
-
-
-def load(folder: Path) -> PreTrainedModel:
-    return weights.load_weights(
-        folder,
-        weights.read_config(folder),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        progress=lambda stage, done, total: None,
-        stored=torch.bfloat16,
-    )
 
 
 def pack(model: nn.Module, ahead: PackedAhead) -> int:
@@ -75,13 +65,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 def test_a_model_has_the_same_bits_and_nothing_is_packed_twice(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = load(folder)
+    plain = load_stored(folder, torch.bfloat16)
     count = pack(plain, PackedAhead())
     shapes = counted(monkeypatch)
     ahead = PackedAhead(likely_weights(folder, "auto", "auto"))
     ahead.begin()
     ahead.pause()
-    model = load(folder)
+    model = load_stored(folder, torch.bfloat16)
     assert pack(model, ahead) == count == len(shapes)
     assert all(isinstance(one, PackedLinear) for _, one in _layers(model))
     assert torch.equal(logits(model), logits(plain))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stored_models import load_stored
 from tiny_models import save_tiny, tiny_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -42,21 +43,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
-def load(folder: Path, stored: torch.dtype | None) -> PreTrainedModel:
-    return weights.load_weights(
-        folder,
-        weights.read_config(folder),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        progress=lambda stage, done, total: None,
-        stored=stored,
-    )
-
-
 @pytest.fixture
 def both(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The model with weights left in the files, and with widened ones."""
-    return load(folder, stored_dtype(folder)), load(folder, None)
+    return load_stored(folder, stored_dtype(folder)), load_stored(folder, None)
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -98,7 +88,7 @@ def test_weights_and_what_is_known_of_them_are_the_same(
 
 
 def test_large_weights_take_no_memory_beside_the_file(folder: Path) -> None:
-    model = load(folder, torch.bfloat16)
+    model = load_stored(folder, torch.bfloat16)
     for module in stored_in(model):
         assert module.stored.dtype == torch.bfloat16
         assert dict(module.named_parameters())["weight"].untyped_storage().nbytes() == 4
@@ -147,7 +137,7 @@ def test_a_dry_run_sees_the_same_and_reads_no_stored_weight(
 
 
 def test_what_is_not_packed_is_widened_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, expected = load(folder, torch.bfloat16), logits(load(folder, None))
+    model, expected = load_stored(folder, torch.bfloat16), logits(load_stored(folder, None))
     tied = BaseModules.of(model).tied
 
     def missing(self: PackedLinear, linear: nn.Linear, way: Way) -> None:
@@ -164,7 +154,7 @@ def test_what_is_not_packed_is_widened_once(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_weight_put_in_its_place_is_used(folder: Path) -> None:
-    model = load(folder, torch.bfloat16)
+    model = load_stored(folder, torch.bfloat16)
     linear = next(m for m in stored_in(model) if isinstance(m, StoredLinear))
     linear.weight = nn.Parameter(torch.ones_like(linear.weight), requires_grad=False)
     x = torch.randn(2, linear.in_features)
